@@ -1,0 +1,70 @@
+"""The Ceph cluster of a test run: one for the session, or the one that the caller names."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from volcore.testing.cluster import CephAccess, CephCluster, missing_packages
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("volcore")
+    group.addoption(
+        "--ceph-conf",
+        default=os.environ.get("VOLCORE_TEST_CEPH_CONF"),
+        help="ceph.conf of a running cluster to test on, instead of starting one "
+        "(default: VOLCORE_TEST_CEPH_CONF); pools named volcore-test-* come and go on it",
+    )
+    group.addoption(
+        "--ceph-store",
+        choices=["bluestore", "memstore"],
+        default="bluestore",
+        help="object store of the cluster that the run starts",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "ceph_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ceph)
+
+
+@pytest.fixture(scope="session")
+def ceph_cluster(pytestconfig: pytest.Config) -> Iterator[CephAccess]:
+    """A Ceph cluster; `conf_path` names its configuration, user `admin` owns it."""
+    if conf := pytestconfig.getoption("--ceph-conf"):
+        yield CephAccess(Path(conf))
+        return
+    if missing := missing_packages():
+        text = (
+            f"no Ceph for these tests: apt-get install --no-install-recommends {' '.join(missing)}"
+        )
+        if os.environ.get("CI") or os.environ.get("VOLCORE_REQUIRE_CEPH"):
+            pytest.fail(text)
+        pytest.skip(text)
+    with CephCluster(store=pytestconfig.getoption("--ceph-store")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def ceph_pool(ceph_cluster: CephAccess) -> Iterator[str]:
+    """The name of a fresh rbd pool of this test (costs about 0.2 s)."""
+    yield from _pool(ceph_cluster)
+
+
+@pytest.fixture(scope="module")
+def ceph_module_pool(ceph_cluster: CephAccess) -> Iterator[str]:
+    """The name of a fresh rbd pool of this test module."""
+    yield from _pool(ceph_cluster)
+
+
+def _pool(cluster: CephAccess) -> Iterator[str]:
+    name = f"volcore-test-{uuid.uuid4().hex[:10]}"
+    cluster.create_pool(name)
+    try:
+        yield name
+    finally:
+        cluster.delete_pool(name)
