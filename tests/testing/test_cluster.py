@@ -38,14 +38,14 @@ def wait_until_gone(conf_path: Path, timeout_s: float) -> None:
     assert daemons(conf_path) == []
 
 
-def test_the_session_cluster_answers(ceph_cluster: CephAccess):
+def test_the_session_cluster_answers(ceph_cluster: CephAccess) -> None:
     assert ceph_cluster.status()["osdmap"]["num_up_osds"] >= 1
     answer = ceph(ceph_cluster, "ceph", "-s")
     assert answer.returncode == 0, answer.stderr
     assert "quorum" in answer.stdout
 
 
-def test_a_pool_holds_rbd_images_and_goes(ceph_cluster: CephAccess):
+def test_a_pool_holds_rbd_images_and_goes(ceph_cluster: CephAccess) -> None:
     ceph_cluster.create_pool("volcore-test-once")
     try:
         made = ceph(ceph_cluster, "rbd", "create", "volcore-test-once/a", "--size", "16M")
@@ -59,7 +59,9 @@ def test_a_pool_holds_rbd_images_and_goes(ceph_cluster: CephAccess):
     assert "volcore-test-once" not in ceph(ceph_cluster, "ceph", "osd", "pool", "ls").stdout
 
 
-def test_the_service_user_reaches_pools_and_nothing_else(ceph_cluster: CephAccess, ceph_pool: str):
+def test_the_service_user_reaches_pools_and_nothing_else(
+    ceph_cluster: CephAccess, ceph_pool: str
+) -> None:
     if not isinstance(ceph_cluster, CephCluster):
         pytest.skip("the users of a cluster that was handed to the run are not ours")
     user = ("--id", cluster.CLIENT)
@@ -77,7 +79,7 @@ def test_the_service_user_reaches_pools_and_nothing_else(ceph_cluster: CephAcces
 
 def test_beside_the_other_one_a_killed_osd_comes_back_and_stop_leaves_nothing(
     ceph_cluster: CephAccess, tmp_path: Path
-):
+) -> None:
     with CephCluster(tmp_path, store="bluestore") as own:
         own.create_pool("volumes")
         ceph(own, "rados", "-p", "volumes", "setomapval", "kept", "k", "v")
@@ -90,7 +92,7 @@ def test_beside_the_other_one_a_killed_osd_comes_back_and_stop_leaves_nothing(
     assert daemons(own.conf_path) == []
 
 
-def test_the_daemons_end_with_a_killed_starter(ceph_cluster: CephAccess):
+def test_the_daemons_end_with_a_killed_starter(ceph_cluster: CephAccess) -> None:
     code = (
         "import time; from volcore.testing.cluster import CephCluster\n"
         "c = CephCluster(store='memstore'); c.start()\n"
@@ -110,7 +112,7 @@ def test_the_daemons_end_with_a_killed_starter(ceph_cluster: CephAccess):
     assert not conf_path.parent.exists()
 
 
-def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         MissingPackagesError, match=r"apt-get install .* ceph-mgr ceph-mon ceph-osd"
@@ -119,7 +121,9 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_brings_a_cluster_up_and_down(ceph_cluster: CephAccess, tmp_path: Path):
+def test_the_command_line_brings_a_cluster_up_and_down(
+    ceph_cluster: CephAccess, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "volcore.testing.cluster"]
     up = subprocess.run(
         [*command, "up", str(tmp_path / "c"), "--store", "memstore"], capture_output=True, text=True
