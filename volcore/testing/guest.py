@@ -12,7 +12,7 @@ What the guest prints, a line each (`boot` returns them with the rest of the con
 
 The emulator is always TCG: the /dev/kvm of some virtual machines starts and then hangs.
 
-As a command, to fill a cache: `python -m volcore.testing.guest CACHE_DIR`.
+As a command, to fill a cache: `python -m volcore.testing.guest download|build CACHE_DIR`.
 """
 
 import contextlib
@@ -114,9 +114,30 @@ def build_guest(cache_dir: Path) -> GuestFiles:
     with _locked(cache_dir / "lock"):
         if not home.is_dir():
             with tempfile.TemporaryDirectory(dir=cache_dir, prefix="building-") as name:
-                _build(Path(name), _download(cache_dir / "debs"))
+                _build(Path(name), download_packages(cache_dir))
                 (Path(name) / "out").rename(home)
     return guest
+
+
+def download_packages(cache_dir: Path) -> list[Path]:
+    """Return the packages of kernel and busybox in `cache_dir/debs`, downloaded if not there.
+
+    Raises:
+        GuestError: apt-get cannot download them.
+    """
+    debs = cache_dir.absolute() / "debs"
+    patterns = ("linux-image-*.deb", "busybox-static_*.deb")
+    if not all(list(debs.glob(pattern)) for pattern in patterns):
+        debs.mkdir(parents=True, exist_ok=True)
+        try:
+            depends = _run(["apt-cache", "depends", KERNEL_METAPACKAGE], debs).decode().split()
+            kernel = next(word for word in depends if word.startswith("linux-image-6"))
+            _run(["apt-get", "download", "-qq", kernel, "busybox-static"], debs)
+        except (GuestError, StopIteration) as err:
+            raise GuestError(
+                f"cannot download the guest's kernel and busybox; run 'apt-get update' ({err})"
+            ) from err
+    return [_only(debs, pattern) for pattern in patterns]
 
 
 def boot(guest: GuestFiles, drive_args: Sequence[str], timeout_s: float = BOOT_TIMEOUT_S) -> str:
@@ -188,22 +209,6 @@ def _build(work: Path, packages: Sequence[Path]) -> None:
     _run([*mkfs, str(out / "disk.raw")], work)
 
 
-def _download(debs: Path) -> list[Path]:
-    """Return the packages of kernel and busybox, downloaded unless they are in `debs`."""
-    patterns = ("linux-image-*.deb", "busybox-static_*.deb")
-    if not all(list(debs.glob(pattern)) for pattern in patterns):
-        debs.mkdir(exist_ok=True)
-        try:
-            depends = _run(["apt-cache", "depends", KERNEL_METAPACKAGE], debs).decode().split()
-            kernel = next(word for word in depends if word.startswith("linux-image-6"))
-            _run(["apt-get", "download", "-qq", kernel, "busybox-static"], debs)
-        except (GuestError, StopIteration) as err:
-            raise GuestError(
-                f"cannot download the guest's kernel and busybox; run 'apt-get update' ({err})"
-            ) from err
-    return [_only(debs, pattern) for pattern in patterns]
-
-
 def _run(command: Sequence[str], directory: Path, text: str = "") -> bytes:
     program = _find_program(command[0])
     if program is None:
@@ -253,6 +258,6 @@ def _locked(path: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     try:
-        build_guest(Path(sys.argv[1]))
+        {"build": build_guest, "download": download_packages}[sys.argv[1]](Path(sys.argv[2]))
     except GuestError as error:
         sys.exit(str(error))

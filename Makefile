@@ -1,0 +1,58 @@
+# Every target sets up what it needs; `make help` lists them.
+# demo: BACKEND=local|rbd, IMAGE=path of a disk image. test: TESTS="words for pytest". bench: BENCH="words".
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types protos build bench docs clean
+MAKEFLAGS += --no-print-directory
+unexport PYTHONHOME PYTHONPATH
+export PYTHONNOUSERSITE := 1
+
+BACKEND ?= local
+IMAGE ?=
+TESTS ?=
+BENCH ?=
+PYTHON := .venv/bin/python
+DEMO_SETUP := $(if $(filter rbd,$(BACKEND)),demo-rbd,demo)
+$(if $(filter local rbd,$(BACKEND)),,$(error BACKEND is local or rbd, not '$(BACKEND)'))
+
+help: ## show this list
+	@sed -n "s,^\([a-z]*\): *\#\# ,\1\t,p" Makefile | awk -F"\t" "{printf \"  make %-8s %s\\n\", \$$1, \$$2}"
+
+demo: ## golden image to booted VM, for real (BACKEND=local|rbd IMAGE=path)
+	@scripts/setup $(DEMO_SETUP)
+	@$(PYTHON) scripts/demo.py --backend $(BACKEND) $(if $(IMAGE),--image '$(IMAGE)')
+
+test: ## lint, types, proto lint and all tests, live Ceph included (TESTS="...")
+	@scripts/setup test
+	@scripts/test $(TESTS)
+
+lint: ## ruff, codespell and buf
+	@scripts/setup dev
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/codespell
+	@scripts/protolint
+
+types: ## mypy, strict
+	@scripts/setup dev
+	@.venv/bin/mypy
+
+protos: ## regenerate volcore/v1 from proto/
+	@scripts/setup dev
+	@scripts/protos
+
+build: ## sdist, and the wheel built from it, in dist/
+	@scripts/setup dev
+	@scripts/build
+
+bench: ## benchmarks (BENCH="words")
+	@scripts/setup test
+	@$(PYTHON) -m benchmarks $(BENCH)
+
+docs: ## regenerate the pages that come from code
+	@scripts/setup dev
+	@$(PYTHON) scripts/docs.py
+
+clean: ## delete what was built, the virtual environment and the caches
+	rm -rf build dist *.egg-info .cache .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find volcore tests benchmarks scripts \( -name __pycache__ -o -name '*.so' \) -exec rm -rf {} +
+	find _ext -name '*.c' ! -name '*_impl.c' -delete
