@@ -1,0 +1,31 @@
+"""What the kernels share: one bound and the checks of their shells."""
+
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport UINT64_MAX, uint64_t
+
+cdef enum:
+    # Giving up the GIL costs more than the work below this, and on a busy server the wait to get it
+    # back can last a whole switch interval (5 ms). At 10 GB/s this many bytes take about 3 us.
+    GIL_RELEASE_MIN_BYTES = 32768
+
+
+cdef inline uint64_t as_unsigned(object value, uint64_t maximum=UINT64_MAX) except? 1:
+    # Cython's own conversion of a float cuts it off; this refuses it.
+    cdef uint64_t number = PyNumber_Index(value)
+    if number > maximum:
+        raise OverflowError(f"{number} is more than {maximum}")
+    return number
+
+
+cdef inline Py_ssize_t count_blocks(Py_ssize_t length, Py_ssize_t block_size) except -1:
+    if block_size <= 0:
+        raise ValueError(f"block_size_bytes must be positive, not {block_size}")
+    if length % block_size:
+        raise ValueError(f"{length} bytes are no whole number of blocks of {block_size} bytes")
+    return length // block_size
+
+
+cdef inline int check_length(str name, Py_ssize_t actual, Py_ssize_t wanted) except -1:
+    if actual != wanted:
+        raise ValueError(f"{name} must have {wanted} items, not {actual}")
+    return 0

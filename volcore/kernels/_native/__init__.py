@@ -1,0 +1,1 @@
+"""Compiled kernels, built from `_ext/`. Import `volcore.kernels.<name>` instead."""
