@@ -1,0 +1,1 @@
+"""Storage backends behind one contract: memory, local and rbd."""

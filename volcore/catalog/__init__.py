@@ -1,0 +1,1 @@
+"""Names, records and intents: the one source of truth for what exists."""

@@ -1,0 +1,103 @@
+"""What a catalog is: an ordered map (kind, key) -> bytes with atomic compare-and-set batches.
+
+Invariants (docs/invariants.md):
+1. INV-CAT-1 (must): a commit takes effect wholly or not at all, also when the power goes.
+2. INV-CAT-2 (must): a commit whose expectation does not hold changes nothing.
+3. INV-CAT-3 (must): what `commit` returned from is durable.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Final
+
+from volcore.errors import OperationPendingError, Reason
+from volcore.model.records import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Anything:
+    """Expectation that always holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Expectation that there is no such record."""
+
+
+ANYTHING: Final = Anything()
+ABSENT: Final = Absent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One line of a commit.
+
+    `expect` is what must be there now: exact bytes, ABSENT, or ANYTHING. `value` is what shall be
+    there: bytes to put, None to delete. With `check_only` nothing is written: the line is only an
+    expectation (another record must not have changed).
+    """
+
+    kind: Kind
+    key: str
+    value: bytes | None
+    expect: bytes | Absent | Anything = ANYTHING
+    check_only: bool = False
+
+
+class Catalog(ABC):
+    """An open catalog; every method may be called from any thread."""
+
+    @abstractmethod
+    def find(self, kind: Kind, key: str) -> bytes | None:
+        """Return the record's bytes, or None.
+
+        Raises:
+            UnavailableError: the store cannot be reached.
+        """
+
+    @abstractmethod
+    def list(
+        self, kind: Kind, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[tuple[str, bytes]]:
+        """Return up to `limit` (key, bytes) with `prefix`, ascending by key bytes, keys > `after`.
+
+        Raises:
+            UnavailableError: the store cannot be reached.
+        """
+
+    @abstractmethod
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Apply all `changes` atomically and durably, if every expectation holds.
+
+        Not idempotent by itself: repeat only after reading again.
+
+        Raises:
+            OperationPendingError: CATALOG_CONFLICT; nothing was changed.
+            ExhaustedError: POOL_FULL; nothing was changed.
+            UnavailableError: the store cannot be reached; the outcome is unknown.
+        """
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Join commits: all inside become durable together at the end, or none on an exception.
+
+        Only for catalogs that share a store with their backend (`BackendCaps.joins_catalog`); the
+        default joins nothing. Re-entrant within a thread; other threads' commits wait.
+        """
+        return nullcontext()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the store; idempotent."""
+
+
+def conflict(change: Change) -> OperationPendingError:
+    """Return the error for a line whose expectation does not hold."""
+    return OperationPendingError(
+        f"{change.kind} {change.key!r} was changed by another call meanwhile; repeat the call",
+        reason=Reason.CATALOG_CONFLICT,
+        retryable=True,
+        kind=change.kind,
+        key=change.key,
+    )

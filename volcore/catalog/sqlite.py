@@ -1,0 +1,73 @@
+"""The embedded catalog: one table in the pool's SQLite database."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from volcore.catalog.contract import Absent, Anything, Catalog, Change, conflict
+from volcore.database import Database
+from volcore.model.records import Kind
+
+_SCHEMA = """CREATE TABLE IF NOT EXISTS record (
+  kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, key)
+) STRICT, WITHOUT ROWID"""
+
+
+class SqliteCatalog(Catalog):
+    """Records in a `Database`; closing it leaves the database to its owner."""
+
+    def __init__(self, database: Database) -> None:
+        """Create the table if it is missing."""
+        self._database = database
+        database.execute(_SCHEMA)
+
+    def find(self, kind: Kind, key: str) -> bytes | None:
+        """See `Catalog.find`."""
+        rows = self._database.query(
+            "SELECT value FROM record WHERE kind = ? AND key = ?", (kind, key)
+        )
+        return bytes(rows[0][0]) if rows else None
+
+    def list(
+        self, kind: Kind, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[tuple[str, bytes]]:
+        """See `Catalog.list`."""
+        rows = self._database.query(
+            "SELECT key, value FROM record WHERE kind = ? AND key > ? AND key >= ? AND key < ?"
+            " ORDER BY key LIMIT ?",
+            (kind, after, prefix, prefix + "\U0010ffff", limit),
+        )
+        return [(key, bytes(value)) for key, value in rows]
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """See `Catalog.commit`."""
+        with self._database.transaction():
+            for change in changes:
+                self._check(change)
+            for change in changes:
+                if change.check_only:
+                    continue
+                if change.value is None:
+                    self._database.execute(
+                        "DELETE FROM record WHERE kind = ? AND key = ?", (change.kind, change.key)
+                    )
+                else:
+                    self._database.execute(
+                        "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
+                        (change.kind, change.key, change.value),
+                    )
+
+    def _check(self, change: Change) -> None:
+        """Raise unless the expectation of `change` holds."""
+        if isinstance(change.expect, Anything):
+            return
+        found = self.find(change.kind, change.key)
+        expected = None if isinstance(change.expect, Absent) else change.expect
+        if found != expected:
+            raise conflict(change)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """See `Catalog.transaction`."""
+        return self._database.transaction()
+
+    def close(self) -> None:
+        """See `Catalog.close`."""

@@ -1,0 +1,85 @@
+"""Every bound and default, in one place, with its reason; relations are checked at import."""
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+TIB: Final = 1 << 40
+PIB: Final = 1 << 50
+
+# Names, labels, pages: strings are at most 128 bytes, as the Container Storage Interface has it.
+NAME_BYTES_MAX: Final = 100
+"""Volume, snapshot, image, pool and host names; leaves room for `.` and an id in an rbd image name."""
+LABEL_KEY_BYTES_MAX: Final = 63
+LABEL_VALUE_BYTES_MAX: Final = 128
+LABELS_MAX: Final = 64
+"""64 labels of 191 bytes stay below 16 KiB, so a record stays a small omap value."""
+PAGE_SIZE_DEFAULT: Final = 100
+PAGE_SIZE_MAX: Final = 1000
+PAGE_TOKEN_AGE_S_MAX: Final = 24 * 3600
+"""A token older than a day is refused: what it points at may be long gone."""
+FILTER_BYTES_MAX: Final = 1024
+REQUEST_ID_BYTES_MAX: Final = 64
+
+# Blocks and sizes.
+BLOCK_SIZE_BYTES: Final = 4 * KIB
+"""Unit of presence and checksum."""
+CHUNK_SIZE_BYTES: Final = 4 * MIB
+"""Unit of mapping and placement; equals the default object size of rbd."""
+CHUNK_BLOCKS: Final = CHUNK_SIZE_BYTES // BLOCK_SIZE_BYTES
+VOLUME_SIZE_BYTES_MIN: Final = BLOCK_SIZE_BYTES
+VOLUME_SIZE_BYTES_MAX: Final = 64 * TIB
+"""librbd's object map ends at 256 TB for 4 MiB objects; 64 TiB is what we test."""
+IMAGE_VIRTUAL_SIZE_BYTES_MAX: Final = 16 * TIB
+"""A header that claims more is a lie or an attack."""
+
+# Calls.
+DEPLOY_VOLUMES_MAX: Final = 1000
+MESSAGE_BYTES_MAX: Final = 4 * MIB
+"""Largest gRPC message either side accepts; bulk bytes move in frames below it."""
+FRAME_BYTES_MAX: Final = 1 * MIB
+"""Largest piece of bulk data in one stream message."""
+WAIT_TIMEOUT_S_MAX: Final = 3600
+CALL_THREADS_DEFAULT: Final = 32
+"""Bounded pool for blocking calls; librbd stops scaling near 16 threads per client."""
+CALLS_QUEUED_MAX: Final = 1024
+DEADLINE_S_DEFAULT: Final = 300
+SHUTDOWN_GRACE_S_DEFAULT: Final = 30
+LOCK_WAIT_S_MAX: Final = 30
+"""How long a call waits for another call on the same object before it answers ABORTED."""
+
+# Depth and counts.
+LOCAL_DEPTH_MAX: Final = 4096
+RBD_DEPTH_MAX: Final = 14
+"""The kernel client refuses more than 16 ancestors; two are kept for the caller."""
+SNAPSHOTS_PER_VOLUME_MAX: Final = 400
+"""The kernel rbd client stops at about 510 snapshots of one image."""
+
+# NBD.
+NBD_REQUEST_BYTES_MAX: Final = 32 * MIB
+"""The protocol's own recommendation for the largest payload."""
+NBD_CONNECTIONS_MAX: Final = 256
+NBD_IN_FLIGHT_MAX: Final = 64
+NBD_IN_FLIGHT_BYTES_MAX: Final = 64 * MIB
+"""Per connection: back-pressure instead of unbounded memory."""
+
+# Import.
+CONVERT_MEMORY_BYTES_MAX: Final = 2 * GIB
+CONVERT_CPU_S_MAX: Final = 4 * 3600
+"""Resource limits of the converting process: an image is untrusted input."""
+
+# Embedded store.
+OVERWRITE_REGIONS_MAX: Final = 256
+"""Noted overwrite regions per volume: bounds what recovery has to recompute (256 chunks = 1 GiB)."""
+
+assert CHUNK_SIZE_BYTES % BLOCK_SIZE_BYTES == 0
+assert BLOCK_SIZE_BYTES & (BLOCK_SIZE_BYTES - 1) == 0
+assert CHUNK_SIZE_BYTES & (CHUNK_SIZE_BYTES - 1) == 0
+assert NAME_BYTES_MAX <= 128
+assert PAGE_SIZE_DEFAULT <= PAGE_SIZE_MAX
+assert FRAME_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX
+assert IMAGE_VIRTUAL_SIZE_BYTES_MAX <= VOLUME_SIZE_BYTES_MAX
+assert VOLUME_SIZE_BYTES_MAX % CHUNK_SIZE_BYTES == 0
+assert NBD_REQUEST_BYTES_MAX <= NBD_IN_FLIGHT_BYTES_MAX
+assert LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX) <= 16 * KIB

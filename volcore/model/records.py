@@ -1,0 +1,303 @@
+"""The records of the catalog: frozen values with a stable JSON form.
+
+Each record encodes to canonical JSON (sorted keys, no spaces) with a format number `v`; equal bytes
+mean equal records, which is what the catalog compares. A record of a newer format is refused, never
+rewritten. Times are integer nanoseconds since the epoch, UTC.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, ClassVar, Final, Self, get_type_hints
+
+from volcore.errors import IntegrityError, Reason
+
+FORMAT: Final = 1
+
+
+class Kind(StrEnum):
+    """Kinds of catalog records; a record's key is unique within its kind."""
+
+    VOLUME = "volume"
+    """key: volume name."""
+    SNAPSHOT = "snapshot"
+    """key: volume name / snapshot name."""
+    IMAGE = "image"
+    """key: image name."""
+    ATTACHMENT = "attachment"
+    """key: volume name / host."""
+    OPERATION = "operation"
+    """key: operation id."""
+    INTENT = "intent"
+    """key: intent id."""
+
+
+class State(StrEnum):
+    """Life of a volume, snapshot or image; only READY ones are visible."""
+
+    CREATING = "CREATING"
+    READY = "READY"
+    DELETING = "DELETING"
+
+
+class SourceKind(StrEnum):
+    """What a volume was made from."""
+
+    IMAGE = "IMAGE"
+    SNAPSHOT = "SNAPSHOT"
+    VOLUME = "VOLUME"
+
+
+class AccessMode(StrEnum):
+    """How a host may use a volume."""
+
+    READ_WRITE = "READ_WRITE"
+    READ_ONLY = "READ_ONLY"
+
+
+class Record:
+    """Base of all records: canonical encoding and strict decoding."""
+
+    KIND: ClassVar[Kind]
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        raise AssertionError("each record names its key")
+
+    def encode(self) -> bytes:
+        """Return the canonical JSON form."""
+        body = {"v": FORMAT, **asdict(self)}  # type: ignore[call-overload]
+        return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """Return the record that `raw` holds.
+
+        Raises:
+            IntegrityError: BAD_RECORD, when it is not such a record, or of a newer format.
+        """
+        try:
+            body = json.loads(raw)
+            found = body.pop("v")
+            if found != FORMAT:
+                raise IntegrityError(
+                    f"a {cls.KIND} record has format {found}, this server knows {FORMAT}; "
+                    "it was left alone: use the newer server",
+                    reason=Reason.BAD_RECORD,
+                )
+            hints = get_type_hints(cls)
+            known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+            return cls(**{k: _typed(hints[k], v) for k, v in body.items() if k in known})
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise IntegrityError(
+                f"a {cls.KIND} record of the catalog cannot be read: {err}; restore the catalog",
+                reason=Reason.BAD_RECORD,
+            ) from err
+
+    def but(self, **changes: Any) -> Self:
+        """Return a copy with `changes` and the next revision, where the record has one."""
+        if hasattr(self, "revision"):
+            changes.setdefault("revision", self.revision + 1)
+        return replace(self, **changes)  # type: ignore[type-var]
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Rebuild enums and nested values from their JSON form."""
+    if value is None:
+        return None
+    for candidate in getattr(hint, "__args__", ()) or (hint,):
+        if isinstance(candidate, type) and issubclass(candidate, StrEnum):
+            return candidate(value)
+        if isinstance(candidate, type) and hasattr(candidate, "__dataclass_fields__"):
+            return candidate(
+                **{k: _typed(t, value[k]) for k, t in get_type_hints(candidate).items()}
+            )
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a volume's first content came from; a fact of history, valid after the source is gone."""
+
+    kind: SourceKind
+    name: str
+    """Key of the source record: image name, volume name, or volume name / snapshot name."""
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume(Record):
+    """A writable virtual disk."""
+
+    KIND: ClassVar[Kind] = Kind.VOLUME
+
+    name: str
+    id: str
+    backend_id: str
+    size_bytes: int
+    state: State
+    source: Source | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    create_time_ns: int
+    request_size_bytes: int = 0
+    """Size that the creating call asked for (0: the source's); a repeat is compared with it."""
+    revision: int = 1
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot(Record):
+    """A frozen point of one volume."""
+
+    KIND: ClassVar[Kind] = Kind.SNAPSHOT
+
+    volume: str
+    name: str
+    id: str
+    volume_id: str
+    """Id of the volume record; a new volume of the same name has another."""
+    backend_volume_id: str
+    backend_id: str
+    size_bytes: int
+    state: State
+    labels: dict[str, str] = field(default_factory=dict)
+    create_time_ns: int
+    revision: int = 1
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return f"{self.volume}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image(Record):
+    """A golden, read-only, checksummed source for deployment."""
+
+    KIND: ClassVar[Kind] = Kind.IMAGE
+
+    name: str
+    id: str
+    backend_volume_id: str
+    backend_snapshot_id: str
+    size_bytes: int
+    digest: str
+    """Content digest, see `volcore.model.digest`."""
+    source_format: str
+    """Format it was imported from, or `snapshot` when it was published."""
+    published_from: str = ""
+    """`volume/snapshot` key and id when published, else empty."""
+    state: State
+    labels: dict[str, str] = field(default_factory=dict)
+    create_time_ns: int
+    revision: int = 1
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment(Record):
+    """A host's right to use a volume."""
+
+    KIND: ClassVar[Kind] = Kind.ATTACHMENT
+
+    volume: str
+    host: str
+    volume_id: str
+    access_mode: AccessMode
+    create_time_ns: int
+    revision: int = 1
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return f"{self.volume}/{self.host}"
+
+
+class Phase(StrEnum):
+    """Life of an operation; the last three are final."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation(Record):
+    """Durable record of long work."""
+
+    KIND: ClassVar[Kind] = Kind.OPERATION
+
+    id: str
+    action: str
+    """`import`, `flatten` or `publish`."""
+    target: str
+    """Resource name that it works on."""
+    phase: Phase
+    done_bytes: int = 0
+    total_bytes: int = 0
+    cancel_requested: bool = False
+    error_status: str = ""
+    error_reason: str = ""
+    error_message: str = ""
+    create_time_ns: int
+    end_time_ns: int = 0
+    revision: int = 1
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return self.id
+
+    @property
+    def finished(self) -> bool:
+        """Whether the phase is final."""
+        return self.phase in {Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED}
+
+
+class IntentAction(StrEnum):
+    """What a multi-step change sets out to do; recovery knows each."""
+
+    CREATE_VOLUME = "CREATE_VOLUME"
+    DELETE_VOLUME = "DELETE_VOLUME"
+    CREATE_SNAPSHOT = "CREATE_SNAPSHOT"
+    DELETE_SNAPSHOT = "DELETE_SNAPSHOT"
+    CREATE_IMAGE = "CREATE_IMAGE"
+    DELETE_IMAGE = "DELETE_IMAGE"
+    RESIZE_VOLUME = "RESIZE_VOLUME"
+    REVERT_VOLUME = "REVERT_VOLUME"
+    FLATTEN_VOLUME = "FLATTEN_VOLUME"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent(Record):
+    """A multi-step change, written down before it starts and erased when it has ended."""
+
+    KIND: ClassVar[Kind] = Kind.INTENT
+
+    id: str
+    action: IntentAction
+    subject_key: str
+    """Key of the record being changed: volume, snapshot or image."""
+    subject_id: str
+    backend_volume_id: str
+    backend_snapshot_id: str = ""
+    size_bytes: int = 0
+    owner: str
+    """Server that works on it."""
+    create_time_ns: int
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return self.id
