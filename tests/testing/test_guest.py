@@ -1,10 +1,13 @@
 """The guest boots from the disk it is given, says so, and writes to that disk."""
 
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from volcore.testing.cluster import CephAccess
 from volcore.testing.guest import (
     BOOTED_LINE,
     DISK_SIZE_BYTES,
@@ -39,6 +42,33 @@ def test_it_boots_from_the_disk_and_finds_what_it_wrote(guest: GuestFiles, tmp_p
         assert f"boots before this one: {boots}" in console
         assert WRITTEN_LINE in console
     assert guest.disk_raw.read_bytes() == golden
+
+
+def test_it_boots_from_nbd(guest: GuestFiles, tmp_path: Path) -> None:
+    disk, address = tmp_path / "disk.raw", tmp_path / "nbd"
+    shutil.copy(guest.disk_raw, disk)
+    with subprocess.Popen(["qemu-nbd", "-f", "raw", "-k", str(address), str(disk)]) as server:
+        try:
+            deadline = time.monotonic() + 5
+            while not address.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            node = f"driver=nbd,node-name=disk,server.type=unix,server.path={address}"
+            device = "virtio-blk-pci,drive=disk,serial=vol-nbd"
+            console = boot(guest, ["-blockdev", node, "-device", device])
+        finally:
+            server.terminate()
+    assert f"{BOOTED_LINE}golden" in console
+    assert "disk: serial=vol-nbd" in console
+
+
+def test_it_boots_from_rbd(guest: GuestFiles, ceph_cluster: CephAccess, ceph_pool: str) -> None:
+    conf = str(ceph_cluster.conf_path)
+    bring = ["rbd", "-c", conf, "--no-progress", "import", str(guest.disk_raw), f"{ceph_pool}/disk"]
+    subprocess.run(bring, check=True)
+    node = f"driver=rbd,node-name=disk,pool={ceph_pool},image=disk,conf={conf},user=admin"
+    console = boot(guest, ["-blockdev", node, "-device", "virtio-blk-pci,drive=disk,serial=vol-r"])
+    assert f"{BOOTED_LINE}golden" in console
+    assert WRITTEN_LINE in console
 
 
 def test_a_disk_without_file_system_says_so(guest: GuestFiles, tmp_path: Path) -> None:
