@@ -1,0 +1,1 @@
+"""The wire contract, generated from proto/volcore/v1 by scripts/protos; never edited."""
