@@ -2,8 +2,8 @@
 # cython: cdivision=True, initializedcheck=False
 """The three-state block map of a chunk. Contract: volcore/kernels/chunkmap.py.
 
-The GIL stays held: a chunk's map is 1024 blocks and every operation ends within about a
-microsecond, less than giving the GIL up and waiting for it again. So calls on the same map also
+The GIL stays held: a chunk's map is 1024 blocks and every operation ends within two
+microseconds, less than giving the GIL up and waiting for it again. So calls on the same map also
 exclude each other.
 """
 

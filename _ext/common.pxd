@@ -1,5 +1,8 @@
 """What the kernels share: one bound and the checks of their shells."""
 
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
+)
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport UINT64_MAX, uint64_t
 
@@ -15,6 +18,21 @@ cdef inline uint64_t as_unsigned(object value, uint64_t maximum=UINT64_MAX) exce
     if number > maximum:
         raise OverflowError(f"{number} is more than {maximum}")
     return number
+
+
+cdef inline int acquire_bytes(object source, Py_buffer *view) except -1:
+    # What a const uint8_t[::1] argument does, in a quarter of the time (no memoryview object is
+    # made): for calls that may be as short as one block. The caller releases the view.
+    cdef const char *item = "B"
+    PyObject_GetBuffer(source, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+    if view.format != NULL:
+        item = view.format
+    if item[0] == c"@" or item[0] == c"=" or item[0] == c"<":
+        item += 1
+    if view.ndim != 1 or (item[0] != c"B" and item[0] != c"c") or item[1] != 0:
+        PyBuffer_Release(view)
+        raise ValueError("expected one dimension of unsigned bytes")
+    return 0
 
 
 cdef inline Py_ssize_t count_blocks(Py_ssize_t length, Py_ssize_t block_size) except -1:

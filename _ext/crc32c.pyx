@@ -2,10 +2,11 @@
 # cython: cdivision=True, initializedcheck=False
 """CRC-32C shells over crc32c_impl.c. Contract: volcore/kernels/crc32c.py."""
 
+from cpython.buffer cimport PyBuffer_Release
 from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 
-from common cimport GIL_RELEASE_MIN_BYTES, as_unsigned, check_length, count_blocks
+from common cimport GIL_RELEASE_MIN_BYTES, acquire_bytes, as_unsigned, check_length, count_blocks
 
 
 cdef extern from "crc32c_impl.h" nogil:
@@ -53,17 +54,16 @@ def missing_cpu_feature():
     return None if name == NULL else name.decode("ascii")
 
 
-def crc32c(const uint8_t[::1] data not None, value=0):
-    cdef Py_ssize_t length = data.shape[0]
+def crc32c(data, value=0):
     cdef uint32_t crc = <uint32_t>as_unsigned(value, UINT32_MAX)
-    cdef const uint8_t *start
-    if length == 0:
-        return crc
-    start = &data[0]
-    if length < GIL_RELEASE_MIN_BYTES:
-        return crc32c_update(crc, start, length)
-    with nogil:
-        crc = crc32c_update(crc, start, length)
+    cdef Py_buffer view
+    acquire_bytes(data, &view)
+    if 0 < view.len < GIL_RELEASE_MIN_BYTES:
+        crc = crc32c_update(crc, <const uint8_t *>view.buf, view.len)
+    elif view.len > 0:
+        with nogil:
+            crc = crc32c_update(crc, <const uint8_t *>view.buf, view.len)
+    PyBuffer_Release(&view)
     return crc
 
 

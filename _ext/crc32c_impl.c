@@ -122,7 +122,13 @@ static int supported_always(void)
 #if defined(CRC32C_X86) || defined(CRC32C_ARM)
 
 #ifdef CRC32C_X86
-#define TARGET_CRC __attribute__((target("sse4.2")))
+/* Newer compilers give the CRC instructions a feature of their own; older ones lack the word. */
+#if defined(__clang__) || __GNUC__ >= 11
+#define CRC_FEATURES "sse4.2,crc32"
+#else
+#define CRC_FEATURES "sse4.2"
+#endif
+#define TARGET_CRC __attribute__((target(CRC_FEATURES)))
 #define CRC_INSTRUCTION_NAME "sse4.2"
 #define CRC64(state, word) ((uint32_t)_mm_crc32_u64((state), (word)))
 #define CRC8(state, byte) _mm_crc32_u8((state), (byte))
@@ -132,10 +138,16 @@ static int supported_crc(void)
     return __builtin_cpu_supports("sse4.2");
 }
 #else
-#define TARGET_CRC __attribute__((target("+crc")))
 #define CRC_INSTRUCTION_NAME "armv8-crc"
+#ifdef __clang__
+#define TARGET_CRC __attribute__((target("crc")))
+#define CRC64(state, word) __builtin_arm_crc32cd((state), (word))
+#define CRC8(state, byte) __builtin_arm_crc32cb((state), (byte))
+#else
+#define TARGET_CRC __attribute__((target("+crc")))
 #define CRC64(state, word) __builtin_aarch64_crc32cx((state), (word))
 #define CRC8(state, byte) __builtin_aarch64_crc32cb((state), (byte))
+#endif
 
 static int supported_crc(void)
 {
@@ -197,7 +209,7 @@ TARGET_CRC static uint32_t update_crc(uint32_t state, const uint8_t *data, size_
 #ifdef CRC32C_X86
 
 #define TARGET_FOLD \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,vpclmulqdq,pclmul,sse4.2")))
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,vpclmulqdq,pclmul," CRC_FEATURES)))
 
 /* Below this the set-up and the final reduction cost more than three streams. */
 #define FOLD_MIN_BYTES 512

@@ -2,10 +2,11 @@
 # cython: cdivision=True, initializedcheck=False
 """Zero detection shells over zero_impl.c. Contract: volcore/kernels/zero.py."""
 
+from cpython.buffer cimport PyBuffer_Release
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
-from common cimport GIL_RELEASE_MIN_BYTES, check_length, count_blocks
+from common cimport GIL_RELEASE_MIN_BYTES, acquire_bytes, check_length, count_blocks
 
 
 cdef extern from "zero_impl.h" nogil:
@@ -18,17 +19,16 @@ cdef extern from "zero_impl.h" nogil:
 zero_setup()
 
 
-def is_zero(const uint8_t[::1] data not None):
-    cdef Py_ssize_t length = data.shape[0]
-    cdef const uint8_t *start
-    cdef bint answer
-    if length == 0:
-        return True
-    start = &data[0]
-    if length < GIL_RELEASE_MIN_BYTES:
-        return zero_is_zero(start, length) != 0
-    with nogil:
-        answer = zero_is_zero(start, length)
+def is_zero(data):
+    cdef bint answer = True
+    cdef Py_buffer view
+    acquire_bytes(data, &view)
+    if 0 < view.len < GIL_RELEASE_MIN_BYTES:
+        answer = zero_is_zero(<const uint8_t *>view.buf, view.len)
+    elif view.len > 0:
+        with nogil:
+            answer = zero_is_zero(<const uint8_t *>view.buf, view.len)
+    PyBuffer_Release(&view)
     return answer
 
 

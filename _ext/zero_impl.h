@@ -1,4 +1,4 @@
-/* Zero detection: interface of zero_impl.c. No allocation, no change after zero_setup, any thread. */
+/* Zero detection: interface of zero_impl.c. No allocation; any thread, once zero_setup has run. */
 #ifndef VOLCORE_ZERO_IMPL_H
 #define VOLCORE_ZERO_IMPL_H
 

@@ -7,8 +7,8 @@ uint16`, name for each block the layer that holds its data.
 
 *Buffers*: contiguous, one dimension, any alignment; nothing is kept after return. Buffers of one
 call may not overlap. *Atomicity*: a refused call changes nothing. *Concurrency*: the GIL is held
-(a call lasts about a microsecond), so calls on the same map exclude each other. *Complexity*: one
-pass.
+(a call lasts one or two microseconds), so calls on the same map exclude each other. *Complexity*:
+one pass.
 
 All raise TypeError for what is no buffer, BufferError for a strided or read-only one, ValueError
 for a wrong item type or length, a range outside of the map or an unknown state, and OverflowError
