@@ -93,3 +93,8 @@ def new_id() -> str:
 def backend_id(name: str, record_id: str) -> str:
     """Return the name under which a backend keeps an object: readable, and never used twice."""
     return f"{name}.{record_id[:12]}"
+
+
+def etag(record_id: str, revision: int) -> str:
+    """Return the tag that changes whenever the record does."""
+    return f"{record_id[:8]}-{revision}"
