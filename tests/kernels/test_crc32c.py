@@ -2,6 +2,7 @@
 
 import random
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import pytest
@@ -207,3 +208,14 @@ MISUSE = [
 def test_misuse_is_refused(crc32c, error, name, args):
     with pytest.raises(error):
         getattr(crc32c, name)(*args)
+
+
+def test_calls_side_by_side_give_the_same(crc32c):
+    """Goal: calls share no scratch. Method: many threads, sizes that release the GIL and not."""
+    pieces = [DATA[at : at + size] for at in range(8) for size in (100, 4096, 50_000)]
+    expected = [oracle("crc32c").crc32c(piece) for piece in pieces]
+    if crc32c is oracle("crc32c"):
+        return
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            assert list(pool.map(crc32c.crc32c, pieces)) == expected
