@@ -1,0 +1,1 @@
+"""House rules as tests: what the style guide says, the build enforces."""
