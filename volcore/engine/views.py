@@ -65,8 +65,8 @@ class PoolView:
 class ImportRequest:
     """What to import: a file on the server, or the bytes of an upload.
 
-    `format_name` is `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, or empty to find out. `chunks` yields the
-    file's bytes in order; when it raises, the import stops and leaves nothing.
+    `format_name` is `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, or empty to find out. `chunks` yields
+    the file's bytes in order; when it raises, the import stops and leaves nothing.
     """
 
     name: str

@@ -243,6 +243,8 @@ class Operation(Record):
     """`import`, `flatten` or `publish`."""
     target: str
     """Resource name that it works on."""
+    subject_id: str
+    """Id of the record that it works on."""
     phase: Phase
     done_bytes: int = 0
     total_bytes: int = 0
@@ -276,7 +278,6 @@ class IntentAction(StrEnum):
     DELETE_IMAGE = "DELETE_IMAGE"
     RESIZE_VOLUME = "RESIZE_VOLUME"
     REVERT_VOLUME = "REVERT_VOLUME"
-    FLATTEN_VOLUME = "FLATTEN_VOLUME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

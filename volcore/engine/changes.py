@@ -1,0 +1,191 @@
+"""Multi-step changes: either one transaction, or intent, act, result.
+
+A backend that shares its store with the catalog (`joins_catalog`) needs no intents: the change and
+its records commit together. For the others each change is written down before it starts, and
+settled by the same code whether the call fails, the client repeats it, or a server finds it at its
+start: creations are rolled back, everything else is rolled forward.
+
+Invariants:
+1. INV-ENG-1 (must): no backend object is made before its intent is durable.
+2. INV-ENG-2 (must): only READY records are visible.
+3. INV-ENG-3 (must): settling twice does what settling once does.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import structlog
+
+from volcore.backends.contract import SupportsRevert
+from volcore.catalog.contract import Change
+from volcore.engine.pool import Pool, drop, put
+from volcore.errors import NotFoundError, PreconditionError, Reason, VolcoreError
+from volcore.model.records import (
+    Image,
+    Intent,
+    IntentAction,
+    Kind,
+    Record,
+    Snapshot,
+    State,
+    Volume,
+)
+
+_log = structlog.get_logger("volcore.engine")
+_SUBJECTS: dict[IntentAction, type[Volume] | type[Snapshot] | type[Image]] = {
+    IntentAction.CREATE_VOLUME: Volume,
+    IntentAction.DELETE_VOLUME: Volume,
+    IntentAction.RESIZE_VOLUME: Volume,
+    IntentAction.REVERT_VOLUME: Volume,
+    IntentAction.CREATE_SNAPSHOT: Snapshot,
+    IntentAction.DELETE_SNAPSHOT: Snapshot,
+    IntentAction.CREATE_IMAGE: Image,
+    IntentAction.DELETE_IMAGE: Image,
+}
+_CREATIONS = {IntentAction.CREATE_VOLUME, IntentAction.CREATE_SNAPSHOT, IntentAction.CREATE_IMAGE}
+
+
+@contextmanager
+def change(
+    pool: Pool,
+    intent: Intent,
+    *,
+    begin: Sequence[Change],
+    end: Sequence[Change],
+    joined: bool | None = None,
+) -> Iterator[None]:
+    """Run the block as the act of `intent`: `begin` and the intent, the block, `end`.
+
+    `joined` False demands an intent also where one transaction would do: for acts too long to hold
+    a transaction open. When the block fails, creations leave nothing; other changes leave the
+    object as it was if the backend refused, and otherwise an intent that is settled later.
+    """
+    if pool.backend.caps.joins_catalog and joined is not False:
+        with pool.catalog.transaction():
+            pool.catalog.commit(begin)
+            yield
+            pool.catalog.commit(end)
+        return
+    pool.catalog.commit([*begin, put(intent)])
+    try:
+        yield
+        pool.catalog.commit([*end, drop(intent)])
+    except BaseException as err:
+        _settle_after(pool, intent, err)
+        raise
+
+
+def _settle_after(pool: Pool, intent: Intent, err: BaseException) -> None:
+    """Settle a failed change as far as that is possible now; the rest is left to recovery."""
+    try:
+        if intent.action in _CREATIONS:
+            settle(pool, intent)
+        elif isinstance(err, PreconditionError):
+            restore(pool, intent)
+    except VolcoreError as second:
+        _log.warning(
+            "change not settled",
+            pool=pool.name,
+            action=intent.action,
+            subject=intent.subject_key,
+            reason=second.reason,
+        )
+
+
+def settle_leftover(pool: Pool, subject_id: str) -> bool:
+    """Settle an earlier change of the same subject that was cut off; return whether there was one.
+
+    Call with the subject's lock held: then whatever is found is nobody's work any more.
+    """
+    intent = pool.find(Intent, subject_id)
+    if intent is None:
+        return False
+    settle(pool, intent)
+    return True
+
+
+def settle(pool: Pool, intent: Intent) -> None:
+    """Roll `intent` back (creations) or forward (all others). Idempotent."""
+    record = pool.find(_SUBJECTS[intent.action], intent.subject_key)
+    if record is not None and record.id != intent.subject_id:
+        record = None
+    try:
+        end = _ACTIONS[intent.action](pool, intent, record)
+    except PreconditionError as err:
+        if intent.action in _CREATIONS or err.reason is not Reason.VOLUME_IN_USE:
+            raise
+        restore(pool, intent)
+        return
+    pool.catalog.commit([*end, drop(intent)])
+    _log.info("change settled", pool=pool.name, action=intent.action, subject=intent.subject_key)
+
+
+def restore(pool: Pool, intent: Intent) -> None:
+    """Undo the begin of a change that the backend refused: the subject is READY again."""
+    record = pool.find(_SUBJECTS[intent.action], intent.subject_key)
+    changes = [drop(intent)]
+    if record is not None and record.id == intent.subject_id and record.state is not State.READY:
+        changes.append(put(record.but(state=State.READY), record))
+    if intent.action is IntentAction.DELETE_VOLUME:
+        changes += [
+            put(snapshot.but(state=State.READY), snapshot)
+            for snapshot in snapshots_of(pool, intent.subject_key, intent.subject_id)
+            if snapshot.state is State.DELETING
+        ]
+    pool.catalog.commit(changes)
+
+
+def snapshots_of(pool: Pool, volume: str, volume_id: str) -> list[Snapshot]:
+    """Return all snapshot records of a volume, whatever their state."""
+    return pool.list(Snapshot, prefix=f"{volume}/", wanted=lambda s: s.volume_id == volume_id)
+
+
+def _drop_all(records: Sequence[Record | None]) -> list[Change]:
+    return [drop(record) for record in records if record is not None]
+
+
+def _delete_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    with suppress(NotFoundError):
+        pool.backend.delete(intent.backend_volume_id)
+    return _drop_all([record, *snapshots_of(pool, intent.subject_key, intent.subject_id)])
+
+
+def _delete_image(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    with suppress(NotFoundError):
+        pool.backend.delete(intent.backend_volume_id)
+    return _drop_all([record])
+
+
+def _delete_snapshot(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    with suppress(NotFoundError):
+        pool.backend.delete_snapshot(intent.backend_volume_id, intent.backend_snapshot_id)
+    return _drop_all([record])
+
+
+def _resize_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    if not isinstance(record, Volume):
+        return []
+    pool.backend.resize(intent.backend_volume_id, intent.size_bytes)
+    return [put(record.but(size_bytes=intent.size_bytes), record)]
+
+
+def _revert_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    if not isinstance(record, Volume):
+        return []
+    assert isinstance(pool.backend, SupportsRevert)
+    pool.backend.revert(intent.backend_volume_id, intent.backend_snapshot_id)
+    return [put(record.but(size_bytes=intent.size_bytes), record)]
+
+
+_ACTIONS = {
+    IntentAction.CREATE_VOLUME: _delete_volume,
+    IntentAction.DELETE_VOLUME: _delete_volume,
+    IntentAction.CREATE_IMAGE: _delete_image,
+    IntentAction.DELETE_IMAGE: _delete_image,
+    IntentAction.CREATE_SNAPSHOT: _delete_snapshot,
+    IntentAction.DELETE_SNAPSHOT: _delete_snapshot,
+    IntentAction.RESIZE_VOLUME: _resize_volume,
+    IntentAction.REVERT_VOLUME: _revert_volume,
+}
+assert _ACTIONS.keys() == _SUBJECTS.keys()
+assert all(kind.KIND in Kind for kind in _SUBJECTS.values())

@@ -1,0 +1,69 @@
+"""The engine: all use cases over all pools of one server."""
+
+from dataclasses import dataclass, field
+
+import structlog
+
+from volcore.backends.contract import SupportsCollect, VolumeBackend
+from volcore.catalog.contract import Catalog
+from volcore.engine.attachments import Attachments, republish
+from volcore.engine.changes import settle
+from volcore.engine.images import Images, ImageSettings
+from volcore.engine.operations import Operations
+from volcore.engine.pool import Exporter, Pool
+from volcore.engine.pools import Pools
+from volcore.engine.snapshots import Snapshots
+from volcore.engine.volumes import Volumes
+from volcore.model.records import Intent
+
+_log = structlog.get_logger("volcore.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What the engine needs to know about its server."""
+
+    server_id: str
+    worker_threads: int = 2
+    images: ImageSettings = field(default_factory=ImageSettings)
+
+
+class Engine:
+    """All use cases; thread-safe, blocking."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._server_id = settings.server_id
+        self.pools = Pools()
+        self.operations = Operations(self.pools, worker_threads=settings.worker_threads)
+        self.volumes = Volumes(self.pools, self.operations)
+        self.snapshots = Snapshots(self.pools)
+        self.images = Images(self.pools, self.operations, settings.images)
+        self.attachments = Attachments(self.pools)
+
+    def add_pool(
+        self, name: str, backend: VolumeBackend, catalog: Catalog, exporter: Exporter | None
+    ) -> None:
+        """Recover a pool whose backend is open, and serve it.
+
+        Raises:
+            VolcoreError: recovery did not succeed; the pool is not served.
+        """
+        pool = Pool(name, backend, catalog, exporter, self._server_id)
+        recover(pool)
+        republish(pool)
+        self.pools.add(pool)
+        self.operations.recover(pool)
+
+    def close(self, timeout_s: float) -> None:
+        """Interrupt background work so that it goes on at the next start; pools stay open."""
+        self.operations.close(timeout_s)
+
+
+def recover(pool: Pool) -> None:
+    """Settle every change that was cut off, then free what nothing needs any more. Idempotent."""
+    for intent in pool.list(Intent):
+        settle(pool, intent)
+    if isinstance(pool.backend, SupportsCollect):
+        freed = pool.backend.collect()
+        if freed:
+            _log.info("deleted volumes freed", pool=pool.name, count=freed)

@@ -1,0 +1,301 @@
+"""Operations: durable records of long work, and the threads that do it.
+
+A record is written before the work starts and when it ends; progress in between is written at most
+once a second, and told from memory by the server that does the work. At a server's start, work that
+can go on is taken up again; other work that was cut off ends as FAILED.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from volcore import limits
+from volcore.engine.pool import Pool, drop, now_ns, put
+from volcore.engine.pools import Pools
+from volcore.errors import (
+    CancelledError,
+    NotFoundError,
+    OperationPendingError,
+    OutOfRangeError,
+    Reason,
+    VolcoreError,
+)
+from volcore.model import names
+from volcore.model.records import Operation, Phase
+
+KEEP_S: Final = 24 * 3600
+"""How long finished operations can be looked at."""
+WRITE_INTERVAL_S: Final = 1.0
+WATCH_INTERVAL_S: Final = 0.1
+STOP_WAIT_S: Final = 60.0
+_log = structlog.get_logger("volcore.engine")
+
+
+@dataclass(slots=True)
+class Work:
+    """Work being done in this process."""
+
+    pool: Pool
+    operation: Operation
+    subject_id: str
+    watch: Callable[[Operation], None] | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    """The server is stopping: leave the work as it is, it goes on at the next start."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    _written: float = 0.0
+    _watched: float = 0.0
+
+    @property
+    def target(self) -> str:
+        """Resource name that it works on."""
+        return self.operation.target
+
+    def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """Tell how far it is.
+
+        Raises:
+            CancelledError: somebody asked to cancel, or the server is stopping.
+        """
+        if self.cancelled.is_set() or self.interrupted.is_set():
+            raise CancelledError(
+                f"{self.operation.action} of {self.target} was cancelled", reason=Reason.CANCELLED
+            )
+        now = time.monotonic()
+        before, after = (
+            self.operation,
+            self.operation.but(done_bytes=done_bytes, total_bytes=total_bytes),
+        )
+        if now - self._written >= WRITE_INTERVAL_S:
+            self._written = now
+            self.write(after)
+        else:
+            self.operation = before.but(
+                done_bytes=done_bytes, total_bytes=total_bytes, revision=before.revision
+            )
+        if self.watch is not None and now - self._watched >= WATCH_INTERVAL_S:
+            self._watched = now
+            self.watch(self.operation)
+
+    def write(self, operation: Operation) -> None:
+        """Make `operation` the durable record."""
+        self.pool.catalog.commit(
+            [put(operation, _stored(self.pool, operation.id) or self.operation)]
+        )
+        self.operation = operation
+
+
+Action = Callable[[Pool, Work], None]
+
+
+def _stored(pool: Pool, operation_id: str) -> Operation | None:
+    return pool.find(Operation, operation_id)
+
+
+class Operations:
+    """Use cases of operations, and the registry of running work."""
+
+    def __init__(self, pools: Pools, *, worker_threads: int = 2) -> None:
+        self._pools = pools
+        self._running: dict[str, Work] = {}
+        self._lock = threading.Lock()
+        self._resumable: dict[str, Action] = {}
+        self._executor = ThreadPoolExecutor(worker_threads, thread_name_prefix="operation")
+
+    def resume_with(self, action_name: str, action: Action) -> None:
+        """Tell how to go on with work of this kind after a restart."""
+        self._resumable[action_name] = action
+
+    def get(self, pool: str, operation_id: str) -> Operation:
+        """Return an operation.
+
+        Raises:
+            NotFoundError: OPERATION_NOT_FOUND.
+        """
+        at = self._pools.open(pool)
+        with self._lock:
+            work = self._running.get(operation_id)
+        if work is not None and work.pool is at:
+            return work.operation
+        found = _stored(at, operation_id)
+        if found is None:
+            raise NotFoundError(
+                f"pool {pool!r} has no operation {operation_id[:64]!r}; "
+                "ended ones are kept for a day",
+                reason=Reason.OPERATION_NOT_FOUND,
+            )
+        return found
+
+    def list(self, pool: str, *, after: str = "", limit: int) -> list[Operation]:
+        """Return up to `limit` operations with ids after `after`, in the order of their ids."""
+        at = self._pools.open(pool)
+        found = at.list(Operation, after=after, limit=limit)
+        with self._lock:
+            return [self._running[o.id].operation if o.id in self._running else o for o in found]
+
+    def wait(self, pool: str, operation_id: str, timeout_s: float) -> Operation:
+        """Return the operation when it has ended, or as it is after `timeout_s`."""
+        if not 0 <= timeout_s <= limits.WAIT_TIMEOUT_S_MAX:
+            raise OutOfRangeError(
+                f"timeout {timeout_s} must be between 0 and {limits.WAIT_TIMEOUT_S_MAX} seconds",
+                reason=Reason.BAD_FIELD,
+                field="timeout",
+            )
+        with self._lock:
+            work = self._running.get(operation_id)
+        if work is not None:
+            work.ended.wait(timeout_s)
+        return self.get(pool, operation_id)
+
+    def cancel(self, pool: str, operation_id: str) -> Operation:
+        """Ask an operation to stop; one that has ended is no error."""
+        operation = self.get(pool, operation_id)
+        with self._lock:
+            work = self._running.get(operation_id)
+        if work is None or operation.finished:
+            return operation
+        work.cancelled.set()
+        work.operation = work.operation.but(cancel_requested=True, revision=work.operation.revision)
+        return work.operation
+
+    def start(
+        self, pool: Pool, action_name: str, target: str, subject_id: str, action: Action
+    ) -> Operation:
+        """Start work in the background; while the same runs already, return that."""
+        with self._lock:
+            for work in self._running.values():
+                if (work.subject_id, work.operation.action) == (subject_id, action_name):
+                    return work.operation
+        work = self.begin(pool, action_name, target, subject_id)
+        self._executor.submit(self._run, work, action)
+        return work.operation
+
+    def begin(
+        self,
+        pool: Pool,
+        action_name: str,
+        target: str,
+        subject_id: str,
+        watch: Callable[[Operation], None] | None = None,
+    ) -> Work:
+        """Record work that the caller does itself; it must call `finish`."""
+        operation = Operation(
+            id=names.new_id(),
+            action=action_name,
+            target=target,
+            subject_id=subject_id,
+            phase=Phase.RUNNING,
+            create_time_ns=now_ns(),
+        )
+        pool.catalog.commit([put(operation)])
+        work = Work(pool, operation, subject_id, watch)
+        with self._lock:
+            self._running[operation.id] = work
+        if watch is not None:
+            watch(operation)
+        return work
+
+    def finish(self, work: Work, error: BaseException | None) -> None:
+        """Record the end of work."""
+        try:
+            if not (isinstance(error, CancelledError) and work.interrupted.is_set()):
+                work.write(_ended(work.operation, error))
+        except VolcoreError as err:
+            _log.warning("operation not recorded", operation=work.operation.id, reason=err.reason)
+        finally:
+            with self._lock:
+                self._running.pop(work.operation.id, None)
+            work.ended.set()
+
+    def stop(self, pool: Pool, subject_id: str) -> None:
+        """Cancel all work on a subject and wait until it has ended.
+
+        Raises:
+            OperationPendingError: it did not end in time.
+        """
+        with self._lock:
+            mine = [w for w in self._running.values() if w.subject_id == subject_id]
+        for work in mine:
+            work.cancelled.set()
+        for work in mine:
+            if not work.ended.wait(STOP_WAIT_S):
+                raise OperationPendingError(
+                    f"operation {work.operation.id} on {work.target} is still ending; "
+                    "repeat the call",
+                    reason=Reason.OPERATION_PENDING,
+                    retryable=True,
+                )
+        del pool
+
+    def recover(self, pool: Pool) -> None:
+        """Go on with what was cut off, end what cannot go on, forget what is old."""
+        too_old = now_ns() - KEEP_S * 10**9
+        for operation in pool.list(Operation):
+            if operation.finished:
+                if operation.end_time_ns < too_old:
+                    pool.catalog.commit([drop(operation)])
+            elif operation.action in self._resumable:
+                work = Work(pool, operation, operation.subject_id)
+                with self._lock:
+                    self._running[operation.id] = work
+                self._executor.submit(self._run, work, self._resumable[operation.action])
+            else:
+                cut_off = OperationPendingError(
+                    "the server was stopped meanwhile and nothing of it is left; start it again",
+                    reason=Reason.OPERATION_PENDING,
+                    retryable=True,
+                )
+                pool.catalog.commit([put(_ended(operation, cut_off), operation)])
+
+    def close(self, timeout_s: float) -> None:
+        """Interrupt all work and wait up to `timeout_s` for it to leave things in order."""
+        with self._lock:
+            works = list(self._running.values())
+        deadline = time.monotonic() + timeout_s
+        for work in works:
+            work.interrupted.set()
+        for work in works:
+            work.ended.wait(max(0.0, deadline - time.monotonic()))
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, work: Work, action: Action) -> None:
+        error: BaseException | None = None
+        try:
+            work.progress(work.operation.done_bytes, work.operation.total_bytes)
+            action(work.pool, work)
+        except VolcoreError as err:
+            error = err
+        except BaseException as err:
+            error = err
+            _log.exception("operation failed", operation=work.operation.id)
+            raise
+        finally:
+            self.finish(work, error)
+
+
+def _ended(operation: Operation, error: BaseException | None) -> Operation:
+    """Return `operation` in its final phase."""
+    if error is None:
+        total = max(operation.total_bytes, operation.done_bytes)
+        return operation.but(
+            phase=Phase.SUCCEEDED, done_bytes=total, total_bytes=total, end_time_ns=now_ns()
+        )
+    if isinstance(error, CancelledError):
+        return operation.but(phase=Phase.CANCELLED, end_time_ns=now_ns())
+    if isinstance(error, VolcoreError):
+        status, reason, message = error.status, str(error.reason), error.message
+    else:
+        status, reason = "INTERNAL", str(Reason.INVARIANT_VIOLATION)
+        message = "an internal error; look at the server's log"
+    return operation.but(
+        phase=Phase.FAILED,
+        error_status=status,
+        error_reason=reason,
+        error_message=message,
+        end_time_ns=now_ns(),
+    )

@@ -1,0 +1,153 @@
+"""One pool at work: its backend, its catalog, and typed access to the records."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from volcore.backends.contract import BlockDevice, VolumeBackend
+from volcore.catalog.contract import ABSENT, Absent, Catalog, Change
+from volcore.engine.locks import KeyedLocks
+from volcore.engine.views import NbdConnection
+from volcore.errors import NotFoundError, Reason
+from volcore.model.records import Image, Record, Snapshot, State, Volume
+
+R = TypeVar("R", bound=Record)
+_PAGE = 500
+
+
+class Exporter(Protocol):
+    """Makes devices reachable over the network; both calls are idempotent."""
+
+    def publish(
+        self, name: str, opener: Callable[[bool], BlockDevice], *, read_only: bool
+    ) -> NbdConnection:
+        """Offer `name`; `opener(read_only)` is called when a client comes."""
+
+    def withdraw(self, name: str) -> None:
+        """Stop offering `name`: clients are disconnected, the device is flushed and closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool that is open."""
+
+    name: str
+    backend: VolumeBackend
+    catalog: Catalog
+    exporter: Exporter | None
+    server_id: str
+    locks: KeyedLocks = field(default_factory=KeyedLocks)
+
+    def find(self, record: type[R], key: str) -> R | None:
+        """Return the record, whatever its state, or None."""
+        raw = self.catalog.find(record.KIND, key)
+        return None if raw is None else record.decode(raw)
+
+    def list(
+        self,
+        record: type[R],
+        *,
+        prefix: str = "",
+        after: str = "",
+        limit: int | None = None,
+        wanted: Callable[[R], bool] = lambda _: True,
+    ) -> list[R]:
+        """Return up to `limit` records (None: all) that are `wanted`, ordered by key."""
+        found: list[R] = []
+        while True:
+            page = self.catalog.list(record.KIND, prefix=prefix, after=after, limit=_PAGE)
+            for key, raw in page:
+                after = key
+                decoded = record.decode(raw)
+                if wanted(decoded):
+                    found.append(decoded)
+                    if limit is not None and len(found) >= limit:
+                        return found
+            if len(page) < _PAGE:
+                return found
+
+    def volume(self, name: str) -> Volume:
+        """Return the volume `name`, which is ready.
+
+        Raises:
+            NotFoundError: VOLUME_NOT_FOUND.
+        """
+        found = self.find(Volume, name)
+        if found is None or found.state is not State.READY:
+            raise NotFoundError(
+                f"pool {self.name!r} has no volume {name!r}; check the name",
+                reason=Reason.VOLUME_NOT_FOUND,
+                pool=self.name,
+                volume=name,
+            )
+        return found
+
+    def snapshot(self, volume: str, name: str) -> Snapshot:
+        """Return the snapshot `name` of `volume`, which is ready.
+
+        Raises:
+            NotFoundError: SNAPSHOT_NOT_FOUND.
+        """
+        found = self.find(Snapshot, f"{volume}/{name}")
+        if found is None or found.state is not State.READY:
+            raise NotFoundError(
+                f"volume {volume!r} of pool {self.name!r} has no snapshot {name!r}; check the name",
+                reason=Reason.SNAPSHOT_NOT_FOUND,
+                pool=self.name,
+                volume=volume,
+                snapshot=name,
+            )
+        return found
+
+    def image(self, name: str) -> Image:
+        """Return the image `name`, which is ready.
+
+        Raises:
+            NotFoundError: IMAGE_NOT_FOUND.
+        """
+        found = self.find(Image, name)
+        if found is None or found.state is not State.READY:
+            raise NotFoundError(
+                f"pool {self.name!r} has no image {name!r}; check the name",
+                reason=Reason.IMAGE_NOT_FOUND,
+                pool=self.name,
+                image=name,
+            )
+        return found
+
+
+def put(record: Record, expect: Record | Absent = ABSENT) -> Change:
+    """Return the change that writes `record` where `expect` is now."""
+    return Change(kind=record.KIND, key=record.key, value=record.encode(), expect=_bytes(expect))
+
+
+def drop(record: Record) -> Change:
+    """Return the change that deletes `record`, which must be as given."""
+    return Change(kind=record.KIND, key=record.key, value=None, expect=record.encode())
+
+
+def unchanged(record: Record) -> Change:
+    """Return the expectation that `record` is still as given."""
+    return Change(
+        kind=record.KIND, key=record.key, value=None, expect=record.encode(), check_only=True
+    )
+
+
+def _bytes(expect: Record | Absent) -> bytes | Absent:
+    return expect if isinstance(expect, Absent) else expect.encode()
+
+
+def volume_lock(name: str) -> str:
+    """Return the lock key of a volume and its snapshots and attachments."""
+    return f"volume {name!r}"
+
+
+def image_lock(name: str) -> str:
+    """Return the lock key of an image."""
+    return f"image {name!r}"
+
+
+def now_ns() -> int:
+    """Return the time for records."""
+    return time.time_ns()

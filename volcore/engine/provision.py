@@ -1,0 +1,288 @@
+"""Making volumes, one or many at once: the main job.
+
+On a backend that shares the catalog's store, a whole deployment is one transaction. On others all
+names and intents are written in one commit, the clones are made side by side, and one commit ends
+it.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from volcore import limits
+from volcore.engine.changes import settle, settle_leftover
+from volcore.engine.pool import Pool, drop, image_lock, now_ns, put, unchanged, volume_lock
+from volcore.engine.views import CreateVolume, SourceRef
+from volcore.errors import (
+    ConflictError,
+    InvalidArgumentError,
+    OutOfRangeError,
+    Reason,
+    VolcoreError,
+)
+from volcore.model import names
+from volcore.model.records import (
+    Image,
+    Intent,
+    IntentAction,
+    Snapshot,
+    Source,
+    SourceKind,
+    State,
+    Volume,
+)
+
+CLONES_AT_ONCE: Final = 8
+"""librbd's clone rate stops growing between 4 and 16 threads."""
+
+SourceRecord = Image | Snapshot | Volume | None
+
+
+def deploy(
+    pool: Pool,
+    image: str,
+    volume_names: Sequence[str],
+    *,
+    size_bytes: int,
+    labels: dict[str, str],
+) -> list[Volume | VolcoreError]:
+    """Create one volume of `image` for each name; see `Volumes.deploy`."""
+    if not 1 <= len(volume_names) <= limits.DEPLOY_VOLUMES_MAX:
+        raise InvalidArgumentError(
+            f"{len(volume_names)} volumes were asked for; ask for 1 to {limits.DEPLOY_VOLUMES_MAX}",
+            reason=Reason.BAD_FIELD,
+            field="volume_ids",
+        )
+    if len(set(volume_names)) != len(volume_names):
+        raise InvalidArgumentError(
+            "a volume name stands twice in the request; name each once",
+            reason=Reason.BAD_FIELD,
+            field="volume_ids",
+        )
+    pool.image(names.check_name(image, field="image"))
+    source = SourceRef(kind=SourceKind.IMAGE, key=image)
+    requests = [
+        CreateVolume(name=name, source=source, size_bytes=size_bytes, labels=labels)
+        for name in volume_names
+    ]
+    return make(pool, requests)
+
+
+def make(pool: Pool, requests: Sequence[CreateVolume]) -> list[Volume | VolcoreError]:
+    """Make all volumes of one deployment, which have the same source.
+
+    Returns a result for each request, in order. What fails leaves nothing behind.
+    """
+    results: dict[str, Volume | VolcoreError] = {}
+    for request in requests:
+        try:
+            _check(request)
+        except VolcoreError as err:
+            results[request.name] = err
+    todo = [request for request in requests if request.name not in results]
+    if todo:
+        exclusive = [volume_lock(request.name) for request in todo]
+        with pool.locks.hold(exclusive, _source_locks(todo[0].source)):
+            _make_locked(pool, todo, results)
+    return [results[request.name] for request in requests]
+
+
+def _make_locked(
+    pool: Pool, requests: Sequence[CreateVolume], results: dict[str, Volume | VolcoreError]
+) -> None:
+    """Make the volumes whose names are free; adds to `results`."""
+    planned: list[Volume] = []
+    found_source: list[SourceRecord] = []
+    for request in requests:
+        try:
+            existing = _existing(pool, request)
+            if existing is not None:
+                results[request.name] = existing
+                continue
+            if not found_source:
+                found_source.append(_resolve(pool, request.source))
+            planned.append(_plan(request, found_source[0]))
+        except VolcoreError as err:
+            results[request.name] = err
+    if not planned:
+        return
+    try:
+        if pool.backend.caps.joins_catalog:
+            _make_joined(pool, planned, found_source[0])
+            results |= {volume.name: volume for volume in planned}
+        else:
+            results |= _make_with_intents(pool, planned, found_source[0])
+    except VolcoreError as err:
+        results |= {volume.name: err for volume in planned}
+
+
+def _make_joined(pool: Pool, planned: Sequence[Volume], source: SourceRecord) -> None:
+    """Make all or none in one transaction."""
+    with pool.catalog.transaction():
+        check = [] if source is None else [unchanged(source)]
+        pool.catalog.commit([*check, *(put(volume) for volume in planned)])
+        for volume in planned:
+            _act(pool, volume, source)
+
+
+def _make_with_intents(
+    pool: Pool, planned: Sequence[Volume], source: SourceRecord
+) -> dict[str, Volume | VolcoreError]:
+    """Reserve all, make each, then show those that were made; the others leave nothing."""
+    check = [] if source is None else [unchanged(source)]
+    begun = [(volume, volume.but(state=State.CREATING, revision=0)) for volume in planned]
+    intents = {volume.name: _intent(pool, volume) for volume in planned}
+    reserve = [put(creating) for _, creating in begun]
+    pool.catalog.commit([*check, *reserve, *map(put, intents.values())])
+
+    def act(pair: tuple[Volume, Volume]) -> Volume | VolcoreError:
+        try:
+            _act(pool, pair[0], source)
+        except VolcoreError as err:
+            return err
+        return pair[0]
+
+    if len(begun) == 1:
+        outcomes = [act(begun[0])]
+    else:
+        with ThreadPoolExecutor(CLONES_AT_ONCE) as executor:
+            outcomes = list(executor.map(act, begun))
+    end = []
+    for (volume, creating), outcome in zip(begun, outcomes, strict=True):
+        if isinstance(outcome, Volume):
+            end += [put(volume, creating), drop(intents[volume.name])]
+    pool.catalog.commit(end)
+    for (volume, _), outcome in zip(begun, outcomes, strict=True):
+        if isinstance(outcome, VolcoreError):
+            _undo(pool, intents[volume.name])
+    return {volume.name: out for (volume, _), out in zip(begun, outcomes, strict=True)}
+
+
+def _undo(pool: Pool, intent: Intent) -> None:
+    """Take back what failed; if that fails too, recovery or the repeated call does it."""
+    try:
+        settle(pool, intent)
+    except VolcoreError:
+        return
+
+
+def _act(pool: Pool, volume: Volume, source: SourceRecord) -> None:
+    """Make the volume in the backend."""
+    match source:
+        case None:
+            pool.backend.create(volume.backend_id, volume.size_bytes)
+        case Image():
+            origin, point = source.backend_volume_id, source.backend_snapshot_id
+            pool.backend.clone(origin, point, volume.backend_id, volume.size_bytes)
+        case Snapshot():
+            origin, point = source.backend_volume_id, source.backend_id
+            pool.backend.clone(origin, point, volume.backend_id, volume.size_bytes)
+        case Volume():
+            pool.backend.clone(source.backend_id, None, volume.backend_id, volume.size_bytes)
+
+
+def _check(request: CreateVolume) -> None:
+    """Refuse what is wrong whatever the state of the pool."""
+    names.check_name(request.name, field="volume_id")
+    names.check_labels(request.labels)
+    if request.size_bytes or request.source is None:
+        names.check_size(request.size_bytes)
+
+
+def _existing(pool: Pool, request: CreateVolume) -> Volume | None:
+    """Return the volume that an earlier, equal request made; settle what one left half-made."""
+    found = pool.find(Volume, request.name)
+    if found is None:
+        return None
+    if found.state is not State.READY:
+        settle_leftover(pool, found.id)
+        found = pool.find(Volume, request.name)
+        if found is None:
+            return None
+    source = found.source
+    same_source = (
+        source is None
+        if request.source is None
+        else source is not None
+        and (source.kind, source.name) == (request.source.kind, request.source.key)
+    )
+    if not same_source or found.request_size_bytes != request.size_bytes:
+        raise ConflictError(
+            f"volume {request.name!r} exists with another source or size; use another name, "
+            "or repeat the call with the same parameters",
+            reason=Reason.NAME_TAKEN,
+            name=request.name,
+        )
+    return found
+
+
+def _resolve(pool: Pool, source: SourceRef | None) -> SourceRecord:
+    """Return the ready record of the source."""
+    if source is None:
+        return None
+    match source.kind:
+        case SourceKind.IMAGE:
+            return pool.image(names.check_name(source.key, field="image"))
+        case SourceKind.VOLUME:
+            return pool.volume(names.check_name(source.key, field="volume"))
+        case SourceKind.SNAPSHOT:
+            volume, _, snapshot = source.key.partition("/")
+            names.check_name(volume, field="volume")
+            return pool.snapshot(volume, names.check_name(snapshot, field="snapshot"))
+
+
+def _plan(request: CreateVolume, source: SourceRecord) -> Volume:
+    """Return the record of the volume as it will be."""
+    if source is not None and request.size_bytes and request.size_bytes < source.size_bytes:
+        raise OutOfRangeError(
+            f"size_bytes {request.size_bytes} is smaller than the source's {source.size_bytes}; "
+            "ask for that or more",
+            reason=Reason.SHRINK_REFUSED,
+            size_bytes=source.size_bytes,
+        )
+    record_id = names.new_id()
+    return Volume(
+        name=request.name,
+        id=record_id,
+        backend_id=names.backend_id(request.name, record_id),
+        size_bytes=request.size_bytes or (source.size_bytes if source is not None else 0),
+        request_size_bytes=request.size_bytes,
+        state=State.READY,
+        source=_origin(source),
+        labels=dict(request.labels),
+        create_time_ns=now_ns(),
+    )
+
+
+def _origin(source: SourceRecord) -> Source | None:
+    match source:
+        case None:
+            return None
+        case Image():
+            kind = SourceKind.IMAGE
+        case Snapshot():
+            kind = SourceKind.SNAPSHOT
+        case Volume():
+            kind = SourceKind.VOLUME
+    return Source(kind=kind, name=source.key, id=source.id)
+
+
+def _source_locks(source: SourceRef | None) -> list[str]:
+    """Return the locks that keep the source from being deleted meanwhile."""
+    if source is None:
+        return []
+    if source.kind is SourceKind.IMAGE:
+        return [image_lock(source.key)]
+    return [volume_lock(source.key.partition("/")[0])]
+
+
+def _intent(pool: Pool, volume: Volume) -> Intent:
+    return Intent(
+        id=volume.id,
+        action=IntentAction.CREATE_VOLUME,
+        subject_key=volume.key,
+        subject_id=volume.id,
+        backend_volume_id=volume.backend_id,
+        owner=pool.server_id,
+        create_time_ns=volume.create_time_ns,
+    )

@@ -1,0 +1,136 @@
+"""Snapshots: create, look, delete."""
+
+from volcore.engine.changes import change, settle_leftover
+from volcore.engine.pool import Pool, drop, now_ns, put, unchanged, volume_lock
+from volcore.engine.pools import Pools
+from volcore.errors import ConflictError, ExhaustedError, Reason
+from volcore.model import names
+from volcore.model.records import Intent, IntentAction, Snapshot, State, Volume
+
+
+class Snapshots:
+    """Use cases of snapshots; every call may be repeated blindly."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    def create(
+        self, pool: str, volume: str, name: str, *, labels: dict[str, str] | None = None
+    ) -> Snapshot:
+        """Freeze a volume at one instant of this call, also while it is attached.
+
+        Raises:
+            NotFoundError: VOLUME_NOT_FOUND.
+            ConflictError: the name exists with other labels.
+            ExhaustedError: TOO_MANY_SNAPSHOTS.
+        """
+        at = self._pools.open(pool)
+        names.check_name(name, field="snapshot_id")
+        labels = names.check_labels(labels or {})
+        with at.locks.hold([volume_lock(volume)]):
+            source = at.volume(names.check_name(volume, field="volume"))
+            existing = self._existing(at, volume, name)
+            if existing is not None:
+                return _same(existing, source, labels)
+            _check_room(at, volume)
+            record_id = names.new_id()
+            snapshot = Snapshot(
+                volume=volume,
+                name=name,
+                id=record_id,
+                volume_id=source.id,
+                backend_volume_id=source.backend_id,
+                backend_id=names.backend_id(name, record_id),
+                size_bytes=source.size_bytes,
+                state=State.READY,
+                labels=labels,
+                create_time_ns=now_ns(),
+            )
+            creating = snapshot.but(state=State.CREATING, revision=0)
+            intent = _intent(at, snapshot, IntentAction.CREATE_SNAPSHOT)
+            begin = [unchanged(source), put(creating)]
+            with change(at, intent, begin=begin, end=[put(snapshot, creating)]):
+                at.backend.create_snapshot(source.backend_id, snapshot.backend_id)
+            return snapshot
+
+    def get(self, pool: str, volume: str, name: str) -> Snapshot:
+        """Return a snapshot.
+
+        Raises:
+            NotFoundError: SNAPSHOT_NOT_FOUND.
+        """
+        return self._pools.open(pool).snapshot(volume, name)
+
+    def list(
+        self, pool: str, volume: str | None = None, *, after: str = "", limit: int
+    ) -> list[Snapshot]:
+        """Return up to `limit` snapshots with keys (`volume/snapshot`) after `after`, in order."""
+        at = self._pools.open(pool)
+        if volume is not None:
+            at.volume(volume)
+        prefix = "" if volume is None else f"{volume}/"
+        return at.list(
+            Snapshot,
+            prefix=prefix,
+            after=after,
+            limit=limit,
+            wanted=lambda s: s.state is State.READY,
+        )
+
+    def delete(self, pool: str, volume: str, name: str) -> None:
+        """Delete a snapshot; what was made from it keeps working; one that is gone is no error."""
+        at = self._pools.open(pool)
+        names.check_name(volume, field="volume")
+        names.check_name(name, field="snapshot")
+        with at.locks.hold([volume_lock(volume)]):
+            snapshot = self._existing(at, volume, name)
+            if snapshot is None:
+                return
+            gone = snapshot.but(state=State.DELETING)
+            intent = _intent(at, snapshot, IntentAction.DELETE_SNAPSHOT)
+            with change(at, intent, begin=[put(gone, snapshot)], end=[drop(gone)]):
+                at.backend.delete_snapshot(snapshot.backend_volume_id, snapshot.backend_id)
+
+    def _existing(self, at: Pool, volume: str, name: str) -> Snapshot | None:
+        """Return the ready snapshot, or None; settles what an earlier call left half-done."""
+        found = at.find(Snapshot, f"{volume}/{name}")
+        if found is None or found.state is State.READY:
+            return found
+        settle_leftover(at, found.id)
+        return at.find(Snapshot, f"{volume}/{name}")
+
+
+def _same(existing: Snapshot, source: Volume, labels: dict[str, str]) -> Snapshot:
+    """Return `existing` if the request would have made it."""
+    if existing.labels != labels or existing.volume_id != source.id:
+        raise ConflictError(
+            f"snapshot {existing.name!r} of volume {existing.volume!r} exists with other labels; "
+            "use another name, or repeat the call with the same parameters",
+            reason=Reason.NAME_TAKEN,
+            name=existing.name,
+        )
+    return existing
+
+
+def _check_room(at: Pool, volume: str) -> None:
+    """Refuse a snapshot beyond the backend's limit."""
+    most = at.backend.caps.snapshots_max
+    if len(at.list(Snapshot, prefix=f"{volume}/", limit=most)) >= most:
+        raise ExhaustedError(
+            f"volume {volume!r} has {most} snapshots, the most that its pool allows; "
+            "delete some first",
+            reason=Reason.TOO_MANY_SNAPSHOTS,
+        )
+
+
+def _intent(at: Pool, snapshot: Snapshot, action: IntentAction) -> Intent:
+    return Intent(
+        id=snapshot.id,
+        action=action,
+        subject_key=snapshot.key,
+        subject_id=snapshot.id,
+        backend_volume_id=snapshot.backend_volume_id,
+        backend_snapshot_id=snapshot.backend_id,
+        owner=at.server_id,
+        create_time_ns=now_ns(),
+    )

@@ -1,0 +1,289 @@
+"""Volumes: create, deploy, look, grow, revert, flatten, delete."""
+
+from collections.abc import Callable, Sequence
+
+from volcore.backends.contract import SupportsFlatten, SupportsRevert, VolumeFacts
+from volcore.engine import provision
+from volcore.engine.changes import change, settle_leftover, snapshots_of
+from volcore.engine.operations import Operations, Work
+from volcore.engine.pool import Pool, drop, now_ns, put, unchanged, volume_lock
+from volcore.engine.pools import Pools
+from volcore.engine.views import CreateVolume
+from volcore.errors import (
+    Blocker,
+    NotSupportedError,
+    OperationPendingError,
+    OutOfRangeError,
+    PreconditionError,
+    Reason,
+    VolcoreError,
+)
+from volcore.model import names
+from volcore.model.records import (
+    Attachment,
+    Intent,
+    IntentAction,
+    Operation,
+    State,
+    Volume,
+)
+
+FLATTEN = "flatten"
+
+
+class Volumes:
+    """Use cases of volumes; every call may be repeated blindly."""
+
+    def __init__(self, pools: Pools, operations: Operations) -> None:
+        self._pools = pools
+        self._operations = operations
+        operations.resume_with(FLATTEN, self._flatten)
+
+    def create(self, pool: str, request: CreateVolume) -> Volume:
+        """Create a volume, blank or as a clone; the same request again returns the same volume.
+
+        Complexity: independent of the size. Concurrency: any; sources are not blocked.
+
+        Raises:
+            ConflictError: the name exists with other parameters.
+            NotFoundError, InvalidArgumentError, OutOfRangeError: as the fields deserve.
+            PreconditionError: DEPTH_LIMIT.
+            ExhaustedError: POOL_FULL.
+        """
+        result = provision.make(self._pools.open(pool), [request])[0]
+        if isinstance(result, VolcoreError):
+            raise result
+        return result
+
+    def deploy(
+        self,
+        pool: str,
+        image: str,
+        volume_names: Sequence[str],
+        *,
+        size_bytes: int = 0,
+        labels: dict[str, str] | None = None,
+    ) -> list[Volume | VolcoreError]:
+        """Create one volume of `image` for each name; results are in the order of the names.
+
+        Raises:
+            InvalidArgumentError: no names, a name twice, or too many.
+            NotFoundError: no such pool or image.
+        """
+        return provision.deploy(
+            self._pools.open(pool), image, volume_names, size_bytes=size_bytes, labels=labels or {}
+        )
+
+    def get(self, pool: str, name: str) -> Volume:
+        """Return a volume.
+
+        Raises:
+            NotFoundError: VOLUME_NOT_FOUND.
+        """
+        return self._pools.open(pool).volume(names.check_name(name, field="volume"))
+
+    def facts(self, pool: str, name: str) -> VolumeFacts:
+        """Return what the backend knows about a volume; asks the storage."""
+        at = self._pools.open(pool)
+        return at.backend.describe(at.volume(name).backend_id)
+
+    def list(
+        self,
+        pool: str,
+        *,
+        after: str = "",
+        limit: int,
+        wanted: Callable[[Volume], bool] | None = None,
+    ) -> list[Volume]:
+        """Return up to `limit` volumes with names after `after`, in the order of their names."""
+        return self._pools.open(pool).list(
+            Volume,
+            after=after,
+            limit=limit,
+            wanted=lambda v: v.state is State.READY and (wanted is None or wanted(v)),
+        )
+
+    def update_labels(
+        self, pool: str, name: str, labels: dict[str, str], *, etag: str = ""
+    ) -> Volume:
+        """Replace the labels of a volume.
+
+        Raises:
+            OperationPendingError: `etag` is given and not the current one.
+        """
+        at = self._pools.open(pool)
+        labels = names.check_labels(labels)
+        with at.locks.hold([volume_lock(name)]):
+            volume = at.volume(name)
+            _check_etag(volume, etag)
+            if labels == volume.labels:
+                return volume
+            changed = volume.but(labels=labels)
+            at.catalog.commit([put(changed, volume)])
+            return changed
+
+    def resize(self, pool: str, name: str, size_bytes: int) -> Volume:
+        """Grow a volume, also while it is attached or has clones.
+
+        Raises:
+            OutOfRangeError: SIZE_NOT_ALLOWED, SHRINK_REFUSED.
+        """
+        at = self._pools.open(pool)
+        names.check_size(size_bytes)
+        with at.locks.hold([volume_lock(name)]):
+            volume = self._settled(at, name)
+            if size_bytes == volume.size_bytes:
+                return volume
+            if size_bytes < volume.size_bytes:
+                raise OutOfRangeError(
+                    f"volume {name!r} has {volume.size_bytes} bytes and cannot shrink to "
+                    f"{size_bytes}; ask for its size or more",
+                    reason=Reason.SHRINK_REFUSED,
+                    size_bytes=volume.size_bytes,
+                )
+            intent = _intent(at, volume, IntentAction.RESIZE_VOLUME, size_bytes=size_bytes)
+            changed = volume.but(size_bytes=size_bytes)
+            end = [put(changed, volume)]
+            with change(at, intent, begin=[unchanged(volume)], end=end):
+                at.backend.resize(volume.backend_id, size_bytes)
+            return changed
+
+    def revert(self, pool: str, name: str, snapshot: str) -> Volume:
+        """Make a volume equal to one of its snapshots, size included.
+
+        Raises:
+            PreconditionError: VOLUME_IN_USE, naming the hosts.
+            NotSupportedError: the pool cannot.
+        """
+        at = self._pools.open(pool)
+        backend = at.backend
+        if not isinstance(backend, SupportsRevert):
+            raise _cannot(at, "revert volumes")
+        with at.locks.hold([volume_lock(name)]):
+            volume = self._settled(at, name)
+            target = at.snapshot(name, snapshot)
+            refuse_in_use(at, volume)
+            intent = _intent(
+                at,
+                volume,
+                IntentAction.REVERT_VOLUME,
+                size_bytes=target.size_bytes,
+                backend_snapshot_id=target.backend_id,
+            )
+            changed = volume.but(size_bytes=target.size_bytes)
+            end = [put(changed, volume)]
+            with change(at, intent, begin=[unchanged(volume), unchanged(target)], end=end):
+                backend.revert(volume.backend_id, target.backend_id)
+            return changed
+
+    def flatten(self, pool: str, name: str) -> Operation:
+        """Start to copy what a volume shares; while that runs, return the running operation."""
+        at = self._pools.open(pool)
+        if not isinstance(at.backend, SupportsFlatten):
+            raise _cannot(at, "flatten volumes")
+        with at.locks.hold([volume_lock(name)]):
+            volume = at.volume(name)
+            target = f"pools/{pool}/volumes/{name}"
+            return self._operations.start(at, FLATTEN, target, volume.id, self._flatten)
+
+    def _flatten(self, at: Pool, work: Work) -> None:
+        """Flatten the volume that `work` names; runs in the background, resumable."""
+        volume = at.find(Volume, work.target.rpartition("/")[2])
+        if volume is None or volume.id != work.subject_id or volume.state is not State.READY:
+            return
+        assert isinstance(at.backend, SupportsFlatten)
+        at.backend.flatten(volume.backend_id, work.progress)
+
+    def delete(self, pool: str, name: str, *, force: bool = False, etag: str = "") -> None:
+        """Delete a volume; what was made from it keeps working; one that is gone is no error.
+
+        Raises:
+            PreconditionError: VOLUME_IN_USE, VOLUME_HAS_SNAPSHOTS (unless `force`), naming them.
+            OperationPendingError: `etag` is given and not the current one.
+        """
+        at = self._pools.open(pool)
+        names.check_name(name, field="volume")
+        with at.locks.hold([volume_lock(name)]):
+            volume = at.find(Volume, name)
+            if volume is not None and settle_leftover(at, volume.id):
+                volume = at.find(Volume, name)
+            if volume is None or volume.state is not State.READY:
+                return
+            _check_etag(volume, etag)
+            refuse_in_use(at, volume)
+            snapshots = snapshots_of(at, name, volume.id)
+            if snapshots and not force:
+                raise PreconditionError(
+                    f"volume {name!r} has {len(snapshots)} snapshots; delete them first, "
+                    "or use force",
+                    reason=Reason.VOLUME_HAS_SNAPSHOTS,
+                    blockers=[
+                        Blocker("snapshot", f"pools/{pool}/volumes/{name}/snapshots/{s.name}")
+                        for s in snapshots
+                    ],
+                )
+            self._operations.stop(at, volume.id)
+            gone = volume.but(state=State.DELETING)
+            hidden = [s.but(state=State.DELETING) for s in snapshots]
+            begin = [
+                put(gone, volume),
+                *(put(new, old) for new, old in zip(hidden, snapshots, strict=True)),
+            ]
+            end = [drop(gone), *(drop(s) for s in hidden)]
+            with change(at, _intent(at, volume, IntentAction.DELETE_VOLUME), begin=begin, end=end):
+                at.backend.delete(volume.backend_id)
+
+    def _settled(self, at: Pool, name: str) -> Volume:
+        """Return a ready volume after settling what an earlier call left."""
+        volume = at.volume(name)
+        return at.volume(name) if settle_leftover(at, volume.id) else volume
+
+
+def refuse_in_use(at: Pool, volume: Volume) -> None:
+    """Raise when a host has the volume attached."""
+    attached = at.list(
+        Attachment, prefix=f"{volume.name}/", wanted=lambda a: a.volume_id == volume.id
+    )
+    if attached:
+        hosts = ", ".join(a.host for a in attached)
+        raise PreconditionError(
+            f"volume {volume.name!r} is attached to {hosts}; detach it first",
+            reason=Reason.VOLUME_IN_USE,
+            blockers=[
+                Blocker(
+                    "attachment",
+                    f"pools/{at.name}/volumes/{volume.name}/attachments/{a.host}",
+                )
+                for a in attached
+            ],
+        )
+
+
+def _intent(at: Pool, volume: Volume, action: IntentAction, **fields: object) -> Intent:
+    return Intent(
+        id=volume.id,
+        action=action,
+        subject_key=volume.key,
+        subject_id=volume.id,
+        backend_volume_id=volume.backend_id,
+        owner=at.server_id,
+        create_time_ns=now_ns(),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def _check_etag(volume: Volume, etag: str) -> None:
+    current = names.etag(volume.id, volume.revision)
+    if etag and etag != current:
+        raise OperationPendingError(
+            f"volume {volume.name!r} has changed: its etag is {current}; read it again",
+            reason=Reason.CATALOG_CONFLICT,
+            etag=current,
+        )
+
+
+def _cannot(at: Pool, what: str) -> NotSupportedError:
+    return NotSupportedError(
+        f"pool {at.name!r} ({at.backend.caps.kind}) cannot {what}; use another pool",
+        reason=Reason.CAPABILITY_ABSENT,
+    )
