@@ -44,7 +44,8 @@ ARROWS: dict[str, set[str]] = {
     "daemon": {
         "api", "backends", "backends.contract", "backends.local", "backends.memory",
         "backends.rbd", "backends.refusals", "catalog", "catalog.contract", "catalog.omap",
-        "catalog.sqlite", "config", "database", "engine", "errors", "images", "kernels", "limits", "model", "nbd",
+        "catalog.sqlite", "config", "database", "engine", "errors", "images", "kernels", "limits",
+        "model", "nbd",
         "observability", "v1", "wire", "",
     },
 }  # fmt: skip
