@@ -50,7 +50,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     for key, value in labels.items():
         if len(key.encode()) > limits.LABEL_KEY_BYTES_MAX or not _LABEL_KEY.fullmatch(key):
             raise InvalidArgumentError(
-                f"label key {ascii(key[:80])} must be 1 to {limits.LABEL_KEY_BYTES_MAX} letters, "
+                f"label key {key[:80]!a} must be 1 to {limits.LABEL_KEY_BYTES_MAX} letters, "
                 "digits, '.', '_', '/' or '-', with a letter or digit at both ends",
                 reason=Reason.BAD_LABEL,
             )

@@ -118,7 +118,7 @@ def _typed(hint: Any, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a volume's first content came from; a fact of history, valid after the source is gone."""
+    """Where a volume's first content came from; stays valid after the source is gone."""
 
     kind: SourceKind
     name: str

@@ -1,0 +1,108 @@
+"""The server dies at every step of every change; the next one leaves all or nothing."""
+
+import contextlib
+
+import pytest
+
+from volcore.backends.memory import MemoryBackend
+from volcore.catalog.sqlite import SqliteCatalog
+from volcore.database import Database
+from volcore.engine.engine import Engine, EngineSettings
+from volcore.engine.views import CreateVolume, SourceRef
+from volcore.errors import VolcoreError
+from volcore.limits import MIB
+from volcore.model.records import Image, Intent, Operation, Snapshot, SourceKind, State, Volume
+from volcore.testing.crash import Crash, CrashingBackend, CrashingCatalog, CrashSwitch
+
+SIZE = 8 * MIB
+
+
+def start(backend, catalog) -> Engine:
+    engine = Engine(EngineSettings(server_id="test"))
+    engine.add_pool("p", backend, catalog, None)
+    return engine
+
+
+def prepare(engine: Engine) -> None:
+    """A volume with a snapshot, an image, and a clone."""
+    engine.volumes.create("p", CreateVolume(name="src", size_bytes=SIZE))
+    engine.snapshots.create("p", "src", "s")
+    engine.images.publish("p", "gold", "src", "s")
+    engine.volumes.deploy("p", "gold", ["old"])
+
+
+def deploy(engine: Engine) -> None:
+    for result in engine.volumes.deploy("p", "gold", ["a", "b", "c"], size_bytes=2 * SIZE):
+        if isinstance(result, VolcoreError):
+            raise result
+
+
+def publish(engine: Engine) -> None:
+    engine.images.publish("p", "gold2", "src", "s")
+
+
+def create_clone(engine: Engine) -> None:
+    ref = SourceRef(kind=SourceKind.VOLUME, key="old")
+    engine.volumes.create("p", CreateVolume(name="copy", source=ref))
+
+
+SCENARIOS = {
+    "create": lambda e: e.volumes.create("p", CreateVolume(name="new", size_bytes=SIZE)),
+    "clone": create_clone,
+    "deploy": deploy,
+    "snapshot": lambda e: e.snapshots.create("p", "src", "s2"),
+    "publish": publish,
+    "resize": lambda e: e.volumes.resize("p", "old", 2 * SIZE),
+    "revert": lambda e: e.volumes.revert("p", "src", "s"),
+    "delete snapshot": lambda e: e.snapshots.delete("p", "src", "s"),
+    "delete volume": lambda e: e.volumes.delete("p", "src", force=True),
+    "delete image": lambda e: e.images.delete("p", "gold"),
+}
+
+
+def check_whole(engine: Engine) -> None:
+    """No intent, nothing half-made, and the backend holds exactly what the catalog names."""
+    pool = engine.pools.open("p")
+    assert pool.list(Intent) == []
+    volumes, snapshots, images = pool.list(Volume), pool.list(Snapshot), pool.list(Image)
+    assert all(r.state is State.READY for r in [*volumes, *snapshots, *images])
+    assert all(operation.finished for operation in pool.list(Operation))
+    expected = {v.backend_id for v in volumes} | {i.backend_volume_id for i in images}
+    assert set(pool.backend.walk()) == expected
+    by_id = {v.id: v for v in volumes}
+    for snapshot in snapshots:
+        assert snapshot.volume_id in by_id
+    for volume in volumes:
+        facts = pool.backend.describe(volume.backend_id)
+        assert facts.size_bytes == volume.size_bytes
+        named = {s.backend_id for s in snapshots if s.volume_id == volume.id}
+        assert set(facts.snapshot_ids) == named
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_crash_at_every_step(scenario):
+    """Kill at step 1, 2, 3 until the scenario ends; recovery is killed at each of its steps too."""
+    act = SCENARIOS[scenario]
+    at = 0
+    while True:
+        at += 1
+        backend, catalog = MemoryBackend(), SqliteCatalog(Database(None))
+        backend.open()
+        prepare(start(backend, catalog))
+        switch = CrashSwitch(at)
+        with contextlib.suppress(Crash):
+            act(start(CrashingBackend(backend, switch), CrashingCatalog(catalog, switch)))
+        if not switch.crashed:
+            assert at > 2, "the scenario passed no step at all"
+            return
+        for again in range(1, 100):
+            second = CrashSwitch(again)
+            try:
+                start(CrashingBackend(backend, second), CrashingCatalog(catalog, second))
+            except Crash:
+                continue
+            break
+        engine = start(backend, catalog)
+        check_whole(engine)
+        act(engine)
+        check_whole(engine)
