@@ -1,0 +1,1 @@
+"""Messages and what they mean: shared by server and client, knows neither."""
