@@ -1,0 +1,5 @@
+"""`volcore serve`: be the server."""
+
+
+def serve() -> None:
+    """Run a server."""

@@ -1,0 +1,98 @@
+"""`volcore snapshot`: frozen points of volumes."""
+
+from typing import Annotated
+
+import typer
+
+from volcore.cli.output import (
+    Columns,
+    Format,
+    created,
+    labels_text,
+    say,
+    short,
+    show_list,
+    show_one,
+)
+from volcore.cli.session import (
+    LabelOption,
+    OutputOption,
+    PoolOption,
+    SnapshotArgument,
+    VolumeArgument,
+    YesOption,
+    confirm,
+    connect,
+    labels,
+)
+from volcore.cli.units import format_bytes
+
+app = typer.Typer(name="snapshot", no_args_is_help=True, help="Frozen points of volumes.")
+
+COLUMNS: Columns = [
+    ("VOLUME", lambda snapshot: snapshot.name.split("/")[3]),
+    ("NAME", lambda snapshot: short(snapshot.name)),
+    ("SIZE>", lambda snapshot: format_bytes(snapshot.size_bytes)),
+    ("CREATED", created),
+    ("LABELS", lambda snapshot: labels_text(snapshot.labels)),
+]
+
+
+@app.command("create")
+def create(
+    context: typer.Context,
+    volume: VolumeArgument,
+    snapshot: SnapshotArgument,
+    label: LabelOption = None,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Freeze the content of a volume, also while it is attached."""
+    with connect(context, pool) as session:
+        name = session.snapshot(volume, snapshot)
+        made = session.client.create_snapshot(name, labels=labels(label))
+        show_one(made, output, "Snapshot", COLUMNS)
+
+
+@app.command("list")
+def list_snapshots(
+    context: typer.Context,
+    volume: Annotated[
+        str | None, typer.Argument(metavar="[VOLUME]", help="Default: all volumes of the pool.")
+    ] = None,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """List the snapshots of a volume, or of all volumes of a pool."""
+    with connect(context, pool) as session:
+        found = session.client.list_snapshots(session.volume(volume or "-"))
+        show_list(found, output, "Snapshot", COLUMNS)
+
+
+@app.command("get")
+def get(
+    context: typer.Context,
+    volume: VolumeArgument,
+    snapshot: SnapshotArgument,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Show one snapshot."""
+    with connect(context, pool) as session:
+        found = session.client.get_snapshot(session.snapshot(volume, snapshot))
+        show_one(found, output, "Snapshot", COLUMNS)
+
+
+@app.command("delete")
+def delete(
+    context: typer.Context,
+    volume: VolumeArgument,
+    snapshot: SnapshotArgument,
+    pool: PoolOption = None,
+    yes: YesOption = False,
+) -> None:
+    """Delete a snapshot; volumes and images made from it keep working."""
+    confirm(f"Delete snapshot {snapshot} of volume {volume}?", yes=yes)
+    with connect(context, pool) as session:
+        session.client.delete_snapshot(session.snapshot(volume, snapshot))
+    say(f"deleted snapshot {snapshot} of volume {volume}")
