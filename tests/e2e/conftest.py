@@ -1,0 +1,140 @@
+"""A real server in its own process, over a local pool and over a pool of a real Ceph."""
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from volcore.limits import MIB
+from volcore.testing.server import RunningServer
+
+IMAGE_BYTES = 64 * MIB
+
+
+class Site:
+    """A server, and how to look at its storage without it."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+
+    def objects(self) -> set[str]:
+        """Names of everything that the storage holds, trash included."""
+        raise NotImplementedError
+
+    def leftovers(self) -> list[str]:
+        """What the storage holds besides whole objects; empty when nothing leaked."""
+        raise NotImplementedError
+
+
+class LocalSite(Site):
+    def objects(self) -> set[str]:
+        database = sqlite3.connect(self.server.pool_directory / "volcore.db")
+        try:
+            return {row[0] for row in database.execute("SELECT volume_id FROM volume")}
+        finally:
+            database.close()
+
+    def leftovers(self) -> list[str]:
+        """Layer files without a row, and layers that no volume or snapshot leads to."""
+        database = sqlite3.connect(self.server.pool_directory / "volcore.db")
+        try:
+            reach = database.execute(
+                "WITH RECURSIVE live(id) AS (SELECT top_layer FROM volume UNION SELECT layer_id"
+                " FROM snapshot UNION SELECT parent_id FROM layer JOIN live USING (id)"
+                " WHERE parent_id IS NOT NULL) SELECT id FROM live"
+            )
+            live = {row[0] for row in reach}
+            rows = {row[0] for row in database.execute("SELECT id FROM layer")}
+        finally:
+            database.close()
+        files = {
+            path.name.split(".")[0] for path in (self.server.pool_directory / "layers").iterdir()
+        }
+        strays = {
+            name
+            for name in files
+            if not any(str(row) == name or int(name, 16) == row for row in rows)
+        }
+        return [f"layer {row}" for row in rows - live] + [f"file {name}" for name in strays]
+
+
+class RbdSite(Site):
+    def __init__(self, server: RunningServer, conf_path: Path, pool: str) -> None:
+        super().__init__(server)
+        self._conf_path = conf_path
+        self.pool = pool
+
+    def run(self, *words: str) -> str:
+        return subprocess.run(
+            [words[0], "-c", str(self._conf_path), *words[1:]],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    def objects(self) -> set[str]:
+        return set(json.loads(self.run("rbd", "ls", "--format", "json", self.pool)))
+
+    def leftovers(self) -> list[str]:
+        """Trash, and rados objects of rbd images that are not listed."""
+        trash = json.loads(self.run("rbd", "trash", "ls", "-a", "--format", "json", self.pool))
+        known = {
+            json.loads(self.run("rbd", "info", "--format", "json", f"{self.pool}/{name}"))["id"]
+            for name in self.objects()
+        }
+        prefixes = ("rbd_header.", "rbd_object_map.", "rbd_data.")
+        strays = {
+            line.split(".")[1]
+            for line in self.run("rados", "-p", self.pool, "ls").splitlines()
+            if line.startswith(prefixes)
+        } - known
+        return [f"trash {entry}" for entry in trash] + [f"rados {stray}" for stray in strays]
+
+
+@pytest.fixture(params=["local", "rbd"])
+def site(request, tmp_path) -> Iterator[Site]:
+    if request.param == "local":
+        server = RunningServer(tmp_path)
+        made: Site = LocalSite(server)
+    else:
+        cluster = request.getfixturevalue("ceph_cluster")
+        pool = request.getfixturevalue("ceph_pool")
+        server = RunningServer(
+            tmp_path,
+            f'backend = "rbd"\npool = "{pool}"\nceph_conf = "{cluster.conf_path}"\n'
+            'user = "admin"\n',
+        )
+        made = RbdSite(server, cluster.conf_path, pool)
+    with server:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory) -> Path:
+    """A raw disk with random data, holes and zeroes."""
+    path = tmp_path_factory.mktemp("golden") / "golden.raw"
+    source = random.Random(7)
+    with path.open("wb") as file:
+        file.truncate(IMAGE_BYTES)
+        for offset in (0, 5 * MIB, 20 * MIB, 63 * MIB):
+            file.seek(offset)
+            file.write(source.randbytes(MIB))
+        file.seek(30 * MIB)
+        file.write(bytes(MIB))
+        file.seek(40 * MIB + 512)
+        file.write(source.randbytes(5 * MIB + 77))
+    return path
+
+
+@pytest.fixture
+def golden_qcow2(golden, tmp_path) -> Path:
+    """The same disk as qcow2, where the server may read it."""
+    path = tmp_path / "golden.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", golden, path], check=True)
+    os.chmod(path, 0o644)
+    return path

@@ -1,0 +1,137 @@
+"""A real server in a process of its own, for tests and benchmarks: start, kill, start again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final, Self
+
+from volcore.client import Client
+from volcore.errors import VolcoreError
+
+START_S: Final = 60.0
+STOP_S: Final = 60.0
+
+
+class ServerError(RuntimeError):
+    """The server did not start or stop as it should; the message ends with its log."""
+
+
+class RunningServer:
+    """`volcore serve` over one pool, with everything it keeps below one directory.
+
+    Args:
+        directory: for its socket, log, configuration and, in a local pool, its data.
+        pool_lines: the lines of the TOML table `[pools.p]`; a local pool in `directory` if empty.
+    """
+
+    def __init__(self, directory: Path, pool_lines: str = "") -> None:
+        self.directory = directory
+        self.pool_directory = directory / "pool"
+        self.socket_path = directory / "run" / "volcore.sock"
+        self.log_path = directory / "server.log"
+        self._config_path = directory / "volcore.toml"
+        self._process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        pool_lines = pool_lines or f'backend = "local"\ndirectory = "{self.pool_directory}"\n'
+        self._config_path.write_text(
+            f"""[server]
+listen = ["unix://{self.socket_path}"]
+image_directories = ["{directory}"]
+spool_directory = "{directory}"
+
+[log]
+format = "json"
+
+[nbd]
+listen = ["unix://{directory}/run/nbd.sock"]
+
+[pools.p]
+{pool_lines}"""
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """Endpoint for clients."""
+        return f"unix://{self.socket_path}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
+    def client(self) -> Client:
+        """Return a new client."""
+        return Client(self.endpoint)
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            ServerError: it ended, or does not answer in time.
+        """
+        assert self._process is None
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "volcore.cli.main", "serve", "--config", self._config_path],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ServerError(f"the server did not start:\n{self.log()[-4000:]}")
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        if not self.socket_path.exists():
+            return False
+        try:
+            with Client(self.endpoint, timeout_s=5) as client:
+                client.get_pool("pools/p")
+        except VolcoreError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash does; idempotent."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Stop its execution until it is killed."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def stop(self) -> int:
+        """End it with SIGTERM and return its exit code.
+
+        Raises:
+            ServerError: it does not end in time.
+        """
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            code = self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired as err:
+            self.kill()
+            raise ServerError(f"the server did not stop:\n{self.log()[-4000:]}") from err
+        self._process = None
+        return code
+
+    def log(self) -> str:
+        """Return what it has logged so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
