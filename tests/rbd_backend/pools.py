@@ -1,0 +1,66 @@
+"""Opening backends on test pools, and looking at pools around the code under test."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd.connection import ClusterOptions
+from volcore.testing.cluster import CephAccess, CephCluster
+
+POOL_OBJECTS = {"rbd_directory", "rbd_info", "rbd_trash", "volcore_catalog", "volcore_directory"}
+
+
+def options(access: CephAccess, **changes: Any) -> ClusterOptions:
+    """The rights of a real server where the cluster is the run's own."""
+    user = "volcore" if isinstance(access, CephCluster) else "admin"
+    return ClusterOptions(**({"conf_path": str(access.conf_path), "user": user} | changes))
+
+
+def new_backend(access: CephAccess, pool: str, **changes: Any) -> RbdBackend:
+    """A backend with a connection of its own, not yet open: rights on a new pool need a new one."""
+    return RbdBackend(Cluster(options(access)), pool, **changes)
+
+
+@contextmanager
+def opened(access: CephAccess, pool: str, **changes: Any) -> Iterator[RbdBackend]:
+    backend = new_backend(access, pool, **changes)
+    backend.open()
+    with closing(backend):
+        yield backend
+
+
+@contextmanager
+def raw_pool(access: CephAccess, pool: str) -> Iterator[Any]:
+    """The pool as `client.admin` sees it, through the bindings alone."""
+    import rados
+
+    with (
+        rados.Rados(conffile=str(access.conf_path), rados_id="admin") as cluster,
+        cluster.open_ioctx(pool) as ioctx,
+    ):
+        yield ioctx
+
+
+def leftovers(access: CephAccess, pool: str) -> set[str]:
+    """Objects of the pool beyond those that every pool has and the data of deleted snapshots.
+
+    Those are trimmed by the OSDs later; an object of them has no head any more.
+    """
+    with raw_pool(access, pool) as ioctx:
+        return {
+            item.key
+            for item in ioctx.list_objects()
+            if item.key not in POOL_OBJECTS and has_head(ioctx, item.key)
+        }
+
+
+def has_head(ioctx: Any, name: str) -> bool:
+    """Whether the object exists now, not only for old snapshots."""
+    import rados
+
+    try:
+        ioctx.stat(name)
+    except rados.ObjectNotFound:
+        return False
+    return True

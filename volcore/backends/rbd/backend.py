@@ -1,0 +1,479 @@
+"""`RbdBackend`: a pool whose volumes are rbd images.
+
+The rbd image's name is the volume id, a snapshot's name is the snapshot id, so `rbd ls`, `rbd info`
+and `rbd children` show what a reader expects. What exists is decided by the directory
+(`directory.py`), which foreign images of the pool do not appear in.
+
+Life of a volume: reserved row -> rbd image -> mark in its metadata -> complete row (it exists) ->
+name moved to the rbd trash -> row of the trash (it is deleted) -> image freed when its last clone
+has gone. A crash between any two leaves something that `delete` or `collect` finishes.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+from volcore.backends.contract import (
+    BackendCaps,
+    BlockDevice,
+    PoolStats,
+    Progress,
+    RbdConnection,
+    VolumeBackend,
+    VolumeFacts,
+)
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.device import RbdDevice
+from volcore.backends.rbd.directory import Entry
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.extents import changed_extents
+from volcore.backends.rbd.header import HeaderSnapshot
+from volcore.backends.rbd.reaper import HIDDEN_PREFIX
+from volcore.backends.rbd.session import Session
+from volcore.backends.refusals import (
+    check_size,
+    depth_limit,
+    id_taken,
+    shrink_refused,
+    snapshot_missing,
+    volume_in_use,
+    volume_missing,
+)
+from volcore.backends.refusals import (
+    read_only as refuse_writing,
+)
+from volcore.errors import (
+    ExhaustedError,
+    NotFoundError,
+    OperationPendingError,
+    Reason,
+    UnavailableError,
+)
+from volcore.limits import (
+    BLOCK_SIZE_BYTES,
+    CHUNK_SIZE_BYTES,
+    RBD_DEPTH_MAX,
+    SNAPSHOTS_PER_VOLUME_MAX,
+)
+from volcore.model.extent import Extent
+
+FEATURES: Final = 1 | 4 | 8 | 16 | 32
+"""layering, exclusive-lock, object-map, fast-diff, deep-flatten: what stock clients know."""
+ORDER: Final = 22
+"""Objects of 4 MiB, one per chunk."""
+_CANCEL: Final = -125
+"""-ECANCELED, which librbd passes on from a progress callback."""
+
+assert 1 << ORDER == CHUNK_SIZE_BYTES
+
+_CAPS: Final = BackendCaps(
+    kind="rbd",
+    block_size_bytes=BLOCK_SIZE_BYTES,
+    chunk_size_bytes=CHUNK_SIZE_BYTES,
+    depth_max=RBD_DEPTH_MAX,
+    snapshots_max=SNAPSHOTS_PER_VOLUME_MAX,
+    checksums=False,
+    joins_catalog=False,
+)
+
+
+class RbdBackend(VolumeBackend):
+    """A Ceph pool; also flattens, reverts, diffs, collects and tells clients where volumes are."""
+
+    def __init__(
+        self, cluster: Cluster, pool: str, *, secret_uuid: str = "", lock: bool = True
+    ) -> None:
+        """Connect nothing yet.
+
+        Args:
+            cluster: the connection, shared with other pools of the cluster.
+            pool: Ceph's pool name.
+            secret_uuid: libvirt secret with the Ceph user's key, told to clients.
+            lock: let one server at a time serve the pool.
+        """
+        self._cluster = cluster
+        self._pool = pool
+        self._secret_uuid = secret_uuid
+        self._lock = lock
+        self._open: Session | None = None
+
+    @property
+    def caps(self) -> BackendCaps:
+        """See `VolumeBackend.caps`."""
+        return _CAPS
+
+    def open(self) -> None:
+        """See `VolumeBackend.open`; takes the pool's lock."""
+        assert self._open is None, "open once"
+        self._open = Session(self._cluster, self._pool, lock=self._lock)
+
+    def close(self) -> None:
+        """See `VolumeBackend.close`; gives the pool's lock back."""
+        session, self._open = self._open, None
+        if session is not None:
+            session.close()
+
+    def create(self, volume_id: str, size_bytes: int) -> None:
+        """See `VolumeBackend.create`."""
+        check_size(size_bytes)
+        session = self._changing()
+        with (
+            session.building(volume_id),
+            translated(f"create volume {volume_id}", exists=id_taken(volume_id)),
+        ):
+            session.rbd.create(
+                session.ioctx, volume_id, size_bytes, ORDER, old_format=False, features=FEATURES
+            )
+
+    def delete(self, volume_id: str) -> None:
+        """See `VolumeBackend.delete`; finishes what a crash left half made or half deleted.
+
+        Concurrency: any deletes may run at once; of two of the same volume one finds nothing.
+        """
+        session = self._changing()
+        entry = session.directory.find(volume_id)
+        if entry is None:
+            raise volume_missing(volume_id)
+        if session.in_flight(volume_id):
+            raise OperationPendingError(
+                f"volume {volume_id} is being made; repeat the call",
+                reason=Reason.OPERATION_PENDING,
+                retryable=True,
+            )
+        if not entry.image_id:
+            session.reaper.undo(entry)
+            return
+        with session.handles.exclusive(volume_id, snapshots=True):
+            session.refuse_if_watched(volume_id, entry.image_id)
+            session.reaper.move_to_trash(volume_id, entry.image_id)
+            if not session.directory.retire(entry, entry.image_id):
+                raise volume_missing(volume_id)
+        session.reaper.reap_quietly(entry.image_id)
+
+    def resize(self, volume_id: str, size_bytes: int) -> None:
+        """See `VolumeBackend.resize`."""
+        check_size(size_bytes)
+        session = self._changing()
+        entry = self._entry(session, volume_id)
+        with (
+            session.handles.image(volume_id, entry.image_id) as image,
+            translated(f"resize volume {volume_id}", missing=volume_missing(volume_id)),
+        ):
+            present = int(image.size())
+            if size_bytes < present:
+                raise shrink_refused(volume_id, size_bytes=size_bytes, size_bytes_min=present)
+            if size_bytes > present:
+                image.resize(size_bytes)
+
+    def describe(self, volume_id: str) -> VolumeFacts:
+        """See `VolumeBackend.describe`.
+
+        Opens no image. Complexity: some requests per snapshot and one per ancestor.
+        """
+        session = self._session()
+        entry = self._entry(session, volume_id)
+        headers, image_id = session.headers, entry.image_id
+        with translated(f"describe volume {volume_id}"):
+            try:
+                snaps = headers.snaps(image_id)
+                listed = [headers.snapshot(image_id, snap) for snap in reversed(snaps)]
+                parent = headers.parent(image_id)
+                size_bytes = headers.size_bytes(image_id)
+                chunk_count = headers.allocated_chunks(image_id, snaps)
+                depth = headers.depth(image_id, depth_max=RBD_DEPTH_MAX * 2)
+            except NotFoundError as err:
+                raise volume_missing(volume_id) from err
+            if chunk_count is None:
+                chunk_count = self._count_chunks(session, image_id)
+        parent_volume_id = parent_snapshot_id = None
+        if parent is not None:
+            parent_volume_id = headers.owner(parent.image_id)
+            with suppress(NotFoundError):
+                parent_snapshot_id = _shown(headers.snapshot(parent.image_id, parent.snap))
+        return VolumeFacts(
+            volume_id=volume_id,
+            size_bytes=size_bytes,
+            allocated_bytes=chunk_count * CHUNK_SIZE_BYTES,
+            depth=depth,
+            parent_volume_id=parent_volume_id,
+            parent_snapshot_id=parent_snapshot_id,
+            snapshot_ids=tuple(one.name for one in listed if one.user and _shown(one)),
+        )
+
+    def _count_chunks(self, session: Session, image_id: str) -> int:
+        """Return how many objects the image itself holds, when its object map cannot tell."""
+        found: list[int] = []
+        with session.rbd_image(image_id) as image:
+            image.diff_iterate(
+                0, image.size(), None, lambda offset, _, has: found.append(has), False, True
+            )
+        return sum(found)
+
+    def walk(self) -> Iterator[str]:
+        """See `VolumeBackend.walk`; reads the directory only, a page at a time."""
+        for entry in self._session().directory.walk():
+            if entry.image_id:
+                yield entry.volume_id
+
+    def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+        """See `VolumeBackend.create_snapshot`.
+
+        Raises:
+            ExhaustedError: TOO_MANY_SNAPSHOTS; deleted ones that still have clones count.
+        """
+        session = self._changing()
+        entry = self._entry(session, volume_id)
+        with (
+            session.handles.image(volume_id, entry.image_id) as image,
+            translated(
+                f"snapshot volume {volume_id}",
+                missing=volume_missing(volume_id),
+                exists=id_taken(snapshot_id),
+            ),
+        ):
+            if len(session.headers.snaps(entry.image_id)) >= SNAPSHOTS_PER_VOLUME_MAX:
+                raise ExhaustedError(
+                    f"volume {volume_id} has {SNAPSHOTS_PER_VOLUME_MAX} snapshots, the most"
+                    " allowed (deleted ones that still have clones count); delete or flatten",
+                    reason=Reason.TOO_MANY_SNAPSHOTS,
+                )
+            image.create_snap(snapshot_id)
+
+    def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+        """See `VolumeBackend.delete_snapshot`."""
+        session = self._changing()
+        entry = self._entry(session, volume_id)
+        if session.handles.has_device(volume_id, snapshot_id):
+            raise volume_in_use(volume_id)
+        with (
+            session.handles.image(volume_id, entry.image_id) as image,
+            translated(
+                f"delete snapshot {snapshot_id} of volume {volume_id}",
+                missing=snapshot_missing(volume_id, snapshot_id),
+            ),
+        ):
+            image.remove_snap(snapshot_id)
+
+    def clone(
+        self, volume_id: str, snapshot_id: str | None, target_id: str, size_bytes: int
+    ) -> None:
+        """See `VolumeBackend.clone`.
+
+        From a live volume: through a hidden snapshot, deleted at once, which librbd drops when the
+        clone goes.
+        """
+        check_size(size_bytes)
+        session = self._changing()
+        entry = self._entry(session, volume_id)
+        source_size_bytes = self._source_size_bytes(session, entry, snapshot_id)
+        if size_bytes < source_size_bytes:
+            raise shrink_refused(target_id, size_bytes=size_bytes, size_bytes_min=source_size_bytes)
+        depth = session.headers.depth(entry.image_id, depth_max=RBD_DEPTH_MAX)
+        if depth >= RBD_DEPTH_MAX:
+            raise depth_limit(volume_id, RBD_DEPTH_MAX)
+        hidden = snapshot_id is None
+        with session.building(target_id, source=volume_id if hidden else ""):
+            if snapshot_id is None:
+                self._clone_live(session, entry, target_id)
+            else:
+                self._clone_snapshot(session, volume_id, snapshot_id, target_id)
+            if size_bytes > source_size_bytes:
+                with (
+                    translated(f"resize volume {target_id}"),
+                    bindings().rbd.Image(session.ioctx, target_id) as image,
+                ):
+                    image.resize(size_bytes)
+
+    def _source_size_bytes(self, session: Session, entry: Entry, snapshot_id: str | None) -> int:
+        """Return the size of what is to be cloned."""
+        try:
+            if snapshot_id is None:
+                return session.headers.size_bytes(entry.image_id)
+            found = session.headers.find_snapshot(entry.image_id, snapshot_id)
+        except NotFoundError as err:
+            raise volume_missing(entry.volume_id) from err
+        if found is None:
+            raise snapshot_missing(entry.volume_id, snapshot_id)
+        return found.size_bytes
+
+    def _clone_live(self, session: Session, entry: Entry, target_id: str) -> None:
+        """Clone the volume's content of this instant."""
+        name = HIDDEN_PREFIX + target_id
+        with (
+            session.handles.image(entry.volume_id, entry.image_id) as image,
+            translated(f"clone volume {entry.volume_id}"),
+        ):
+            image.create_snap(name)
+            self._clone_snapshot(session, entry.volume_id, name, target_id)
+            image.remove_snap(name)
+
+    def _clone_snapshot(
+        self, session: Session, volume_id: str, snapshot_id: str, target_id: str
+    ) -> None:
+        """Make the rbd image of a clone."""
+        with translated(
+            f"clone volume {volume_id}",
+            missing=snapshot_missing(volume_id, snapshot_id),
+            exists=id_taken(target_id),
+        ):
+            session.rbd.clone(
+                session.ioctx, volume_id, snapshot_id, session.ioctx, target_id, FEATURES, ORDER
+            )
+
+    def open_device(
+        self, volume_id: str, snapshot_id: str | None = None, *, read_only: bool
+    ) -> BlockDevice:
+        """See `VolumeBackend.open_device`."""
+        session = self._session()
+        entry = self._entry(session, volume_id)
+        image: Any
+        if snapshot_id is None:
+            image = session.handles.acquire(volume_id, entry.image_id, device=True)
+        elif read_only:
+            image = session.handles.acquire_snapshot(volume_id, entry.image_id, snapshot_id)
+        else:
+            raise refuse_writing(volume_id)
+
+        def on_close(device: RbdDevice) -> None:
+            session.drop_device(device)
+            if snapshot_id is None:
+                session.handles.release(volume_id, device=True)
+            else:
+                session.handles.release_snapshot(volume_id, snapshot_id, image)
+
+        device = RbdDevice(
+            image,
+            volume_id=volume_id,
+            read_only=read_only,
+            check=session.check,
+            on_close=on_close,
+        )
+        session.add_device(device)
+        return device
+
+    def stats(self) -> PoolStats:
+        """See `VolumeBackend.stats`; sizes before replication."""
+        session = self._session()
+        for pool in session.cluster.mon_command("df")["pools"]:
+            if pool["name"] == self._pool:
+                found = pool["stats"]
+                stored, available = int(found["stored"]), int(found["max_avail"])
+                return PoolStats(
+                    capacity_bytes=stored + available,
+                    available_bytes=available,
+                    allocated_bytes=stored,
+                )
+        raise NotFoundError(
+            f"the cluster tells nothing about pool {self._pool}", reason=Reason.POOL_NOT_FOUND
+        )
+
+    def flatten(self, volume_id: str, progress: Progress) -> None:
+        """See `SupportsFlatten.flatten`; frees deleted ancestors that nobody else needs."""
+        session = self._changing()
+        entry = self._entry(session, volume_id)
+        try:
+            parent = session.headers.parent(entry.image_id)
+            size_bytes = session.headers.size_bytes(entry.image_id)
+        except NotFoundError as err:
+            raise volume_missing(volume_id) from err
+        if parent is None:
+            return
+        raised: list[BaseException] = []
+
+        def on_progress(done: int, total: int) -> int:
+            try:
+                progress(size_bytes * done // total if total else 0, size_bytes)
+                session.check()
+            except BaseException as err:  # cannot cross librbd; raised below
+                raised.append(err)
+                return _CANCEL
+            return 0
+
+        with session.handles.image(volume_id, entry.image_id) as image:
+            try:
+                with translated(f"flatten volume {volume_id}", missing=volume_missing(volume_id)):
+                    image.flatten(on_progress)
+            finally:
+                if raised:
+                    raise raised[0]
+        session.reaper.reap_quietly(parent.image_id)
+
+    def revert(self, volume_id: str, snapshot_id: str) -> None:
+        """See `SupportsRevert.revert`. Complexity: the chunks of both points."""
+        session = self._changing()
+        entry = self._entry(session, volume_id)
+        with session.handles.exclusive(volume_id, snapshots=False):
+            session.refuse_if_watched(volume_id, entry.image_id)
+            self._source_size_bytes(session, entry, snapshot_id)
+            with (
+                translated(
+                    f"revert volume {volume_id}",
+                    missing=snapshot_missing(volume_id, snapshot_id),
+                    busy=volume_in_use(volume_id),
+                ),
+                bindings().rbd.Image(session.ioctx, image_id=entry.image_id) as image,
+            ):
+                image.rollback_to_snap(snapshot_id)
+
+    def diff(
+        self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None
+    ) -> list[Extent]:
+        """See `SupportsDiff.diff`. Complexity: one request per chunk."""
+        session = self._session()
+        entry = self._entry(session, volume_id)
+        if from_snapshot_id is not None:
+            self._source_size_bytes(session, entry, from_snapshot_id)
+        if to_snapshot_id is None:
+            with (
+                session.handles.image(volume_id, entry.image_id) as image,
+                translated(f"diff volume {volume_id}"),
+            ):
+                return changed_extents(image, from_snapshot_id)
+        image = session.handles.open_snapshot(volume_id, entry.image_id, to_snapshot_id)
+        with image, translated(f"diff volume {volume_id}"):
+            return changed_extents(image, from_snapshot_id)
+
+    def collect(self) -> int:
+        """See `SupportsCollect.collect`; sees only what volcore itself deleted or half made."""
+        return self._changing().collect()
+
+    def connection(self, volume_id: str, *, read_only: bool) -> RbdConnection:
+        """See `SupportsDirectAttach.connection`; the monitors are those of the live map."""
+        cluster = self._session().cluster
+        return RbdConnection(
+            cluster_fsid=cluster.fsid,
+            monitors=cluster.monitors(),
+            pool=self._pool,
+            image=volume_id,
+            user=cluster.options.user,
+            conf_path=cluster.options.conf_path,
+            secret_uuid=self._secret_uuid,
+            read_only=read_only,
+        )
+
+    def _session(self) -> Session:
+        """Return the open pool."""
+        if self._open is None:
+            raise UnavailableError(
+                f"pool {self._pool} is not open", reason=Reason.SHUTTING_DOWN, retryable=True
+            )
+        return self._open
+
+    def _changing(self) -> Session:
+        """Return the open pool if it may be changed."""
+        session = self._session()
+        session.check()
+        return session
+
+    def _entry(self, session: Session, volume_id: str) -> Entry:
+        """Return the row of a volume that exists."""
+        entry = session.directory.find(volume_id)
+        if entry is None or not entry.image_id:
+            raise volume_missing(volume_id)
+        return entry
+
+
+def _shown(snapshot: HeaderSnapshot) -> str | None:
+    """Return the id of a snapshot of ours, None for a hidden one."""
+    return None if snapshot.name.startswith(HIDDEN_PREFIX) else snapshot.name

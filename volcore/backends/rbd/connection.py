@@ -1,0 +1,214 @@
+"""One long-lived connection per cluster and user, shared by the pools on it."""
+
+import json
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self
+
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.errmap import ceph_errors, error_of_code, translated
+from volcore.errors import BackendIOError, PreconditionError, Reason
+
+CONNECT_TIMEOUT_S: Final = 10.0
+OP_TIMEOUT_S: Final = 120.0
+"""How long one request to an OSD or monitor may take; a hung cluster becomes UNAVAILABLE."""
+MONITORS_AGE_S_MAX: Final = 60.0
+FENCE_S: Final = 3600
+
+_FIXED_OPTIONS: Final = {
+    # Clones that need no protected parent, and whose parents can be deleted first.
+    "rbd_default_clone_format": "2",
+    # A write that returned is on the OSDs: every other client sees it, a flush has nothing to do.
+    "rbd_cache": "false",
+    # The trash is ours to use on purpose.
+    "rbd_move_to_trash_on_remove": "false",
+    # librbd rounds a discard down to this; the smallest allowed keeps its waste small.
+    "rbd_discard_granularity_bytes": "4096",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    """How to reach a cluster; equal options share one connection."""
+
+    conf_path: str = ""
+    """Ceph's configuration file; empty: Ceph's own default places."""
+    user: str = "admin"
+    """Without the `client.` prefix."""
+    keyring_path: str = ""
+    """Empty: what the configuration file says."""
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    op_timeout_s: float = OP_TIMEOUT_S
+
+
+class Cluster:
+    """A connection that opens with its first user and closes with its last.
+
+    Concurrency: every method may be called from any thread.
+    """
+
+    _shared: ClassVar[dict[ClusterOptions, "Cluster"]] = {}
+    _shared_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, options: ClusterOptions) -> None:
+        self.options = options
+        self._lock = threading.Lock()
+        self._rados: Any = None
+        self._users = 0
+        self._monitors: tuple[str, ...] = ()
+        self._monitors_time_s = 0.0
+
+    @classmethod
+    def shared(cls, options: ClusterOptions) -> Self:
+        """Return the process's one `Cluster` for these options; connects nothing."""
+        with cls._shared_lock:
+            found = cls._shared.get(options)
+            if found is None:
+                found = cls._shared[options] = cls(options)
+            assert isinstance(found, cls)
+            return found
+
+    def acquire(self) -> None:
+        """Count one more user; the first one connects.
+
+        Raises:
+            PreconditionError: TOOL_MISSING (no bindings), POOL_UNUSABLE (no configuration file).
+            PermissionDeniedError: no or wrong key.
+            UnavailableError: CLUSTER_UNREACHABLE, within the connect timeout.
+        """
+        with self._lock:
+            if self._rados is None:
+                self._rados = self._connect()
+            self._users += 1
+
+    def release(self) -> None:
+        """Count one user less; the last one disconnects."""
+        with self._lock:
+            assert self._users > 0
+            self._users -= 1
+            if self._users == 0:
+                self._rados.shutdown()
+                self._rados = None
+
+    def _connect(self) -> Any:
+        """Return a connected handle."""
+        options = self.options
+        connection = self._configured()
+        try:
+            with translated(
+                f"connect to the Ceph cluster as client.{options.user}",
+                missing=PreconditionError(
+                    f"cannot connect to the Ceph cluster as client.{options.user}: no key for it"
+                    " was found; name its keyring, or put it where ceph.conf looks for it",
+                    reason=Reason.POOL_UNUSABLE,
+                ),
+            ):
+                connection.connect()
+        except BaseException:
+            connection.shutdown()
+            raise
+        return connection
+
+    def _configured(self) -> Any:
+        """Return a handle with all options set, not yet connected."""
+        rados = bindings().rados
+        options = self.options
+        timeout_s = str(int(options.op_timeout_s))
+        conf = _FIXED_OPTIONS | {
+            "client_mount_timeout": str(max(1, round(options.connect_timeout_s))),
+            "rados_mon_op_timeout": timeout_s,
+            "rados_osd_op_timeout": timeout_s,
+        }
+        if options.keyring_path:
+            conf["keyring"] = options.keyring_path
+        with translated(
+            f"read the Ceph configuration {options.conf_path or '(default places)'}",
+            missing=PreconditionError(
+                f"the Ceph configuration {options.conf_path or '(default places)'} cannot be read;"
+                " name an existing file",
+                reason=Reason.POOL_UNUSABLE,
+            ),
+        ):
+            return rados.Rados(conffile=options.conf_path, rados_id=options.user, conf=conf)
+
+    def open_ioctx(self, pool: str) -> Any:
+        """Return a fresh handle on a pool; its writes fail when the pool is full, not hang.
+
+        Raises:
+            PreconditionError: POOL_UNUSABLE, there is no such pool.
+        """
+        with translated(
+            f"open the Ceph pool {pool!r}",
+            missing=PreconditionError(
+                f"the Ceph pool {pool!r} does not exist; create it with"
+                f" `ceph osd pool create {pool}` and `rbd pool init {pool}`",
+                reason=Reason.POOL_UNUSABLE,
+            ),
+        ):
+            ioctx = self._rados.open_ioctx(pool)
+            ioctx.set_osdmap_full_try()
+            return ioctx
+
+    def mon_command(self, prefix: str, **arguments: Any) -> Any:
+        """Return the parsed JSON answer of a monitor command; no process is started."""
+        command = json.dumps({"prefix": prefix, "format": "json", **arguments})
+        with translated(f"ask the monitors for {prefix!r}"):
+            code, body, text = self._rados.mon_command(command, b"")
+        if code:
+            raise error_of_code(abs(code), f"ask the monitors for {prefix!r}", text)
+        try:
+            return json.loads(body)
+        except ValueError as err:
+            raise BackendIOError(
+                f"the monitors answered {prefix!r} with no JSON", reason=Reason.BACKEND_IO
+            ) from err
+
+    def fence(self, address: str) -> bool:
+        """Cut a dead or superseded client off from all OSDs; return whether that worked.
+
+        Durability: at return no OSD that serves us will accept a write of that client.
+        """
+        try:
+            self._rados.blocklist_add(address, FENCE_S)
+            self._rados.wait_for_latest_osdmap()
+        except ceph_errors():
+            return False
+        return True
+
+    @property
+    def fsid(self) -> str:
+        """The cluster's id."""
+        with translated("read the cluster's id"):
+            return str(self._rados.get_fsid())
+
+    @property
+    def instance_id(self) -> int:
+        """This connection's number in the cluster; watchers carry it."""
+        with translated("read the connection's id"):
+            return int(self._rados.get_instance_id())
+
+    @property
+    def addresses(self) -> str:
+        """This connection's own address, as watchers and the blocklist have it."""
+        with translated("read the connection's address"):
+            return str(self._rados.get_addrs())
+
+    def monitors(self) -> tuple[str, ...]:
+        """Return `host:port` of each monitor of the live map, v1 where there is one."""
+        now_s = time.monotonic()
+        if not self._monitors or now_s - self._monitors_time_s > MONITORS_AGE_S_MAX:
+            found = self.mon_command("mon dump")["mons"]
+            self._monitors = tuple(_monitor_address(mon) for mon in found)
+            self._monitors_time_s = now_s
+        return self._monitors
+
+
+def _monitor_address(mon: dict[str, Any]) -> str:
+    """Return the address that old clients understand too, if the monitor has one."""
+    with suppress(KeyError, TypeError):
+        vector = {one["type"]: one["addr"] for one in mon["public_addrs"]["addrvec"]}
+        if found := vector.get("v1") or vector.get("v2"):
+            return str(found)
+    return str(mon["addr"]).partition("/")[0]

@@ -1,0 +1,251 @@
+"""One server per pool: a lock with a lease, so that two servers never recover each other's work.
+
+The lock is RADOS's own (OSD class `lock`) on the pool's catalog object. It lasts LEASE_S and is
+renewed every RENEW_S by a thread. What a server of the same host and boot left when it was killed
+is broken at once; otherwise the next server waits until the lease has run out. Whoever takes over
+from a server that did not stop cleanly first fences its client off, so that a server that only
+slept cannot write afterwards.
+
+Invariants:
+1. INV-LEASE-1 (must): `held` is False from the moment the OSD may give the lock to another server:
+   the deadline counts from before the renewal was sent.
+
+Source: Ceph, src/cls/lock/cls_lock_types.h and cls_lock_ops.h.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.directory import Directory
+from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
+from volcore.errors import Blocker, NotFoundError, PreconditionError, Reason, VolcoreError
+
+LEASE_S: Final = 30
+RENEW_S: Final = 10
+LOCK_OBJECT: Final = "volcore_catalog"
+LOCK_NAME: Final = "volcore.server"
+
+_MUST_RENEW: Final = 2
+_ATTEMPTS: Final = 3
+_LOG: Final = logging.getLogger(__name__)
+
+
+class PoolLease:
+    """The right to serve a pool; `held` says whether it is still there."""
+
+    def __init__(self, cluster: Cluster, ioctx: Any, directory: Directory, pool: str) -> None:
+        self._cluster = cluster
+        self._ioctx = ioctx
+        self._directory = directory
+        self._pool = pool
+        self._cookie = uuid.uuid4().hex
+        self._text = json.dumps({**_identity(), "address": cluster.addresses}, sort_keys=True)
+        self._deadline_s = 0.0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether no other server can have the pool."""
+        return time.monotonic() < self._deadline_s
+
+    def acquire(self) -> None:
+        """Take the lock, fence a predecessor that did not stop cleanly, start renewing.
+
+        Raises:
+            PreconditionError: POOL_LOCKED, naming the server that has it.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._try(flags=0):
+                break
+            self._break_if_dead()
+        else:
+            raise self._locked({})
+        self._take_over()
+        self._thread = threading.Thread(
+            target=self._renew_for_ever, name=f"volcore-lease-{self._pool}", daemon=True
+        )
+        self._thread.start()
+
+    def release(self) -> None:
+        """Stop renewing and give the lock back; idempotent."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if not self.held:
+            return
+        self._deadline_s = 0.0
+        with contextlib.suppress(VolcoreError):
+            self._directory.set_server(None)
+            with translated(f"unlock pool {self._pool}"):
+                self._ioctx.unlock(LOCK_OBJECT, LOCK_NAME, self._cookie)
+
+    def _try(self, *, flags: int) -> bool:
+        """Take or renew the lock; return whether it is ours now."""
+        started_s = time.monotonic()
+        try:
+            self._ioctx.lock_exclusive(
+                LOCK_OBJECT, LOCK_NAME, self._cookie, self._text, LEASE_S, flags
+            )
+        except ceph_errors() as err:
+            if errno_of(err) in {errno.EBUSY, errno.EEXIST, errno.ENOENT}:
+                return False
+            raise error_of(err, f"lock pool {self._pool}") from err
+        self._deadline_s = started_s + LEASE_S
+        return True
+
+    def _take_over(self) -> None:
+        """Fence the previous server if it did not stop cleanly, then write ourselves down."""
+        found = self._directory.server()
+        if found is not None:
+            address = json.loads(found).get("address", "")
+            if address and address != self._cluster.addresses and not self._cluster.fence(address):
+                _LOG.warning(
+                    "pool %s: the previous server at %s could not be fenced off; give the Ceph user"
+                    " mon 'profile rbd'",
+                    self._pool,
+                    address,
+                )
+        self._directory.set_server(self._text.encode())
+
+    def _renew_for_ever(self) -> None:
+        """Renew until stopped, or until the lock is somebody else's."""
+        while not self._stop.wait(RENEW_S):
+            try:
+                if not self._try(flags=_MUST_RENEW):
+                    self._deadline_s = 0.0
+                    _LOG.error("pool %s: another server has taken the lock", self._pool)
+                    return
+            except VolcoreError as err:
+                _LOG.warning("pool %s: the lock was not renewed: %s", self._pool, err)
+
+    def _break_if_dead(self) -> None:
+        """Break the lock of a process of this host and boot that is gone.
+
+        Raises:
+            PreconditionError: POOL_LOCKED, its holder lives or cannot be judged from here.
+        """
+        for client, cookie, text in self._lockers():
+            holder = _parsed(text)
+            if not _is_dead(holder):
+                raise self._locked(holder)
+            kind, number = client
+            body = _string(LOCK_NAME) + struct.pack("<Bq", kind, number) + _string(cookie)
+            with contextlib.suppress(NotFoundError), translated(f"unlock pool {self._pool}"):
+                self._ioctx.execute(LOCK_OBJECT, "lock", "break_lock", _struct(body))
+
+    def _lockers(self) -> list[tuple[tuple[int, int], str, str]]:
+        """Return ((entity type, number), cookie, description) of each holder."""
+        try:
+            _, raw = self._ioctx.execute(
+                LOCK_OBJECT, "lock", "get_info", _struct(_string(LOCK_NAME)), 64 << 10
+            )
+        except ceph_errors() as err:
+            if errno_of(err) == errno.ENOENT:
+                return []
+            raise error_of(err, f"read the lock of pool {self._pool}") from err
+        return _decode_lockers(raw)
+
+    def _locked(self, holder: dict[str, Any]) -> PreconditionError:
+        """Return the refusal."""
+        name = f"{holder.get('host', 'unknown host')}, process {holder.get('pid', 'unknown')}"
+        return PreconditionError(
+            f"pool {self._pool} is served by another server ({name}); stop that one first, or wait"
+            f" {LEASE_S} seconds if it has died",
+            reason=Reason.POOL_LOCKED,
+            retryable=True,
+            blockers=(Blocker(kind="server", name=name),),
+        )
+
+
+def _identity() -> dict[str, Any]:
+    """Say who this process is, so that its death can be told from this host."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": os.getpid(),
+        "pid_space": _pid_space(),
+        "start": _start_time(os.getpid()),
+    }
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Tell whether the holder ran on this host since its last boot and is gone."""
+    if holder.get("boot") != _boot_id() or holder.get("pid_space") != _pid_space():
+        return False
+    return _start_time(int(holder.get("pid", 0))) != holder.get("start")
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _pid_space() -> str:
+    """Name the space in which process ids are counted: two containers of a host differ."""
+    return str(Path("/proc/self/ns/pid").readlink())
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Return what a lock's description says; nothing if it is none of ours."""
+    with contextlib.suppress(ValueError):
+        body = json.loads(text)
+        if isinstance(body, dict):
+            return body
+    return {}
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<I", len(raw)) + raw
+
+
+def _struct(body: bytes) -> bytes:
+    return struct.pack("<BBI", 1, 1, len(body)) + body
+
+
+def _decode_lockers(raw: bytes) -> list[tuple[tuple[int, int], str, str]]:
+    """Decode `cls_lock_get_info_reply` up to its lockers."""
+    (count,) = struct.unpack_from("<I", raw, 6)
+    at = 10
+    found = []
+    for _ in range(count):
+        kind, number, length = struct.unpack_from("<BqI", raw, at + 6)
+        at += 6 + 13
+        cookie = raw[at : at + length].decode()
+        (length,) = struct.unpack_from("<I", raw, at + length + 2)
+        at += len(cookie.encode()) + 6
+        # An expiry time, an address whose form depends on the release, and the description last.
+        found.append(((kind, number), cookie, _last_string(raw[at : at + length])))
+        at += length
+    return found
+
+
+def _last_string(raw: bytes) -> str:
+    """Return the description at the end of a `locker_info_t`."""
+    at = 8
+    if raw[at] == 1:
+        at += 7 + int(struct.unpack_from("<I", raw, at + 3)[0])
+    else:
+        at += 8 + 128
+    (length,) = struct.unpack_from("<I", raw, at)
+    return raw[at + 4 : at + 4 + length].decode(errors="replace")

@@ -1,0 +1,199 @@
+"""Freeing rbd images, in whatever order volumes are deleted.
+
+With clone format 2 a snapshot that has clones can be deleted: librbd moves it out of sight and
+drops it when its last clone goes. An image cannot go while it has such snapshots, so the image of
+a deleted volume waits in the rbd trash, with a row in the directory, until its last clone is
+deleted or flattened; whoever does that frees it, then its parent, and so on up.
+
+Invariants:
+1. INV-RBD-3 (must): an image with a clone is never removed (librbd refuses it too).
+2. INV-RBD-4 (should): after the last clone went, its deleted ancestors go at once; what a crash
+   leaves is freed by `collect`.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.directory import Directory, Entry
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.handles import Handles
+from volcore.backends.rbd.header import Headers, Parent
+from volcore.errors import NotFoundError, PreconditionError, VolcoreError
+
+HIDDEN_PREFIX: Final = ".clone-"
+"""Snapshots made to clone a live volume; ids never start with a dot."""
+_PASSES_MAX: Final = 64
+_SNAPSHOT_THREADS: Final = 8
+"""Deletions of snapshots at once: they share the monitor's proposals of a second each."""
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Reaper:
+    """Frees the images of one pool."""
+
+    def __init__(
+        self, ioctx: Any, headers: Headers, directory: Directory, handles: Handles
+    ) -> None:
+        self._ioctx = ioctx
+        self._headers = headers
+        self._directory = directory
+        self._handles = handles
+        self._lock = threading.Lock()
+        self._busy: dict[str, tuple[threading.Lock, int]] = {}
+
+    def move_to_trash(self, volume_id: str, image_id: str) -> None:
+        """Take an image's name away, if it still has it; clones and handles keep working."""
+        if self._headers.image_id(volume_id) != image_id:
+            return
+        with translated(f"delete volume {volume_id}"):
+            with suppress(NotFoundError), translated(f"delete volume {volume_id}"):
+                bindings().rbd.RBD().trash_move(self._ioctx, volume_id, 0)
+            self._headers.delete_name(volume_id)
+
+    def reap_quietly(self, image_id: str) -> None:
+        """Free what can be freed after a change that has already succeeded."""
+        try:
+            self.reap(image_id)
+        except VolcoreError as err:
+            _LOG.warning("rbd image %s is left for the next collection: %s", image_id, err)
+
+    def reap(self, image_id: str) -> int:
+        """Free the image of a deleted volume, then its deleted ancestors that nothing needs.
+
+        Idempotent. Returns how many images were freed.
+        """
+        count = 0
+        for _ in range(_PASSES_MAX):
+            with self._alone(image_id):
+                name = self._directory.retired_name(image_id)
+                if name is None:
+                    break
+                parent = self._parent(image_id)
+                if not self._free(image_id, name):
+                    break
+                self._directory.freed(image_id)
+            count += 1
+            if parent is None:
+                break
+            image_id = parent.image_id
+        return count
+
+    def collect(self) -> int:
+        """Free every image of a deleted volume that nothing needs; return how many."""
+        total = 0
+        for _ in range(_PASSES_MAX):
+            count = sum(self.reap(image_id) for image_id in list(self._directory.walk_retired()))
+            total += count
+            if not count:
+                break
+        return total
+
+    def undo(self, entry: Entry) -> None:
+        """Delete what a create or clone cut short has left.
+
+        Idempotent: the volume's row goes last, or becomes a row of the trash.
+        """
+        if entry.source:
+            self._delete_hidden(entry)
+        image_id = self._headers.image_id(entry.volume_id)
+        if image_id is None:
+            self._directory.forget(entry.volume_id)
+        elif self._directory.retire(entry, image_id):
+            self.reap(image_id)
+
+    def _delete_hidden(self, entry: Entry) -> None:
+        """Delete the hidden snapshot of a clone cut short."""
+        source = self._directory.find(entry.source)
+        if source is None or not source.image_id:
+            return
+        name = HIDDEN_PREFIX + entry.volume_id
+        if self._headers.find_snapshot(source.image_id, name) is None:
+            return
+        with (
+            suppress(NotFoundError),
+            self._handles.image(entry.source, source.image_id) as image,
+            translated(f"delete snapshot {name}"),
+        ):
+            image.remove_snap(name)
+
+    def _parent(self, image_id: str) -> Parent | None:
+        """Return the parent; None also when the header is gone already."""
+        with suppress(NotFoundError):
+            return self._headers.parent(image_id)
+        return None
+
+    def _free(self, image_id: str, name: str) -> bool:
+        """Remove one image with its snapshots; return False while something needs it."""
+        self.move_to_trash(name, image_id)
+        if not self._delete_snapshots(image_id):
+            return False
+        try:
+            with translated(f"free rbd image {image_id}"):
+                bindings().rbd.RBD().trash_remove(self._ioctx, image_id, True)
+        except NotFoundError:
+            return True
+        except PreconditionError:  # a new clone or a watcher: the next collection tries again
+            return False
+        return True
+
+    def _delete_snapshots(self, image_id: str) -> bool:
+        """Delete all snapshots of a trashed image; return False if clones need some of them."""
+        try:
+            snaps = [self._headers.snapshot(image_id, n) for n in self._headers.snaps(image_id)]
+        except NotFoundError:
+            return True
+        if not snaps:
+            return True
+        if any(snap.user for snap in snaps):
+            with self._open(image_id) as image:
+                self._delete_live(image, [snap.name for snap in snaps if snap.user])
+        left = self._headers.snaps(image_id)
+        if any(self._headers.has_children(image_id, snap) for snap in left):
+            return False
+        if left:
+            with self._open(image_id) as image:
+                for snap in left:
+                    with suppress(NotFoundError), translated(f"delete snapshot {snap}"):
+                        image.remove_snap_by_id(snap)
+        return True
+
+    def _delete_live(self, image: Any, names: list[str]) -> None:
+        """Delete snapshots side by side; those with clones become invisible."""
+
+        def work(name: str) -> None:
+            with suppress(NotFoundError), translated(f"delete snapshot {name}"):
+                image.remove_snap(name)
+
+        with ThreadPoolExecutor(min(_SNAPSHOT_THREADS, len(names))) as pool:
+            list(pool.map(work, names))
+
+    @contextmanager
+    def _open(self, image_id: str) -> Iterator[Any]:
+        """Open a trashed image for changes."""
+        with translated(f"open rbd image {image_id}"):
+            image = bindings().rbd.Image(self._ioctx, image_id=image_id)
+        try:
+            yield image
+        finally:
+            with translated(f"close rbd image {image_id}"):
+                image.close()
+
+    @contextmanager
+    def _alone(self, image_id: str) -> Iterator[None]:
+        """Keep other threads from freeing the same image."""
+        with self._lock:
+            lock, users = self._busy.get(image_id, (threading.Lock(), 0))
+            self._busy[image_id] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._busy.pop(image_id)
+                if users > 1:
+                    self._busy[image_id] = (lock, users - 1)
