@@ -1,0 +1,68 @@
+"""Which failures are worth another try, and when.
+
+Every call of volcore may be repeated blindly, so the error class alone decides.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+
+from volcore.errors import (
+    ExhaustedError,
+    OperationPendingError,
+    Reason,
+    UnavailableError,
+    VolcoreError,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Exponential back-off with full jitter.
+
+    `tries_max` counts the first one. The default gives up on a dead server after about two seconds;
+    a deadline that comes first wins.
+    """
+
+    tries_max: int = 6
+    delay_s: float = 0.1
+    delay_s_max: float = 2.0
+    factor: float = 2.0
+
+
+class Tries:
+    """The tries of one call: how long each may take, and how long to pause in between."""
+
+    def __init__(self, policy: RetryPolicy, timeout_s: float | None) -> None:
+        self._policy = policy
+        self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._count = 1
+
+    @property
+    def timeout_s(self) -> float | None:
+        """What is left of the call's time; None is for ever."""
+        if self._deadline_s is None:
+            return None
+        return max(self._deadline_s - time.monotonic(), 0.001)
+
+    def pause_after(self, error: VolcoreError) -> float | None:
+        """Return the seconds to wait before the next try, or None to give up."""
+        if self._count >= self._policy.tries_max or not worth_repeating(error):
+            return None
+        bound_s = self._policy.delay_s * self._policy.factor ** (self._count - 1)
+        bound_s = min(bound_s, self._policy.delay_s_max)
+        pause_s = bound_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+        left_s = self.timeout_s
+        if left_s is not None and pause_s >= left_s:
+            return None
+        self._count += 1
+        return pause_s
+
+
+def worth_repeating(error: VolcoreError) -> bool:
+    """Say whether the same call may succeed soon without anybody doing anything."""
+    if isinstance(error, UnavailableError):
+        return True
+    if isinstance(error, OperationPendingError):
+        return error.retryable
+    return isinstance(error, ExhaustedError) and error.reason is Reason.TOO_MANY_REQUESTS

@@ -1,0 +1,291 @@
+"""The sync client: one object per server, usable from any thread."""
+
+import copy
+import functools
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
+
+import grpc
+
+from volcore import limits
+from volcore.client import calls
+from volcore.client.calls import Call, Listing
+from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
+from volcore.client.retry import RetryPolicy, Tries
+from volcore.client.transfer import (
+    Download,
+    OnBytes,
+    OnProgress,
+    Upload,
+    import_header,
+    target_file,
+)
+from volcore.errors import InvalidArgumentError, Reason, UnavailableError, VolcoreError
+from volcore.v1 import image_pb2, image_service_pb2
+from volcore.wire import status
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _unary(build: Callable[P, Call[T]]) -> "Callable[Concatenate[Client, P], T]":
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._call(build_checked(build, *args, **kwargs))
+
+    functools.update_wrapper(method, build)
+    return method
+
+
+def _paged(build: Callable[P, Listing[T]]) -> "Callable[Concatenate[Client, P], Iterator[T]]":
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self._pages(build_checked(build, *args, **kwargs))
+
+    functools.update_wrapper(method, build)
+    return method
+
+
+def build_checked(build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `build` makes; a value that no message can hold is an InvalidArgumentError."""
+    try:
+        return build(*args, **kwargs)
+    except ValueError as err:
+        raise InvalidArgumentError(
+            f"a value cannot be sent: {err}; correct it", reason=Reason.BAD_FIELD
+        ) from err
+
+
+class Client:
+    """Calls volcore and returns the messages of `volcore.v1`; raises only `VolcoreError`.
+
+    Each call has a deadline, is repeated by error class, and carries one request id through all its
+    tries (`error.context["request_id"]`). Long streams (import, export) have no deadline unless
+    `with_options` sets one; a dead connection is noticed all the same.
+
+    *Concurrency*: any thread; one channel per endpoint.
+
+    Args:
+        endpoint: `unix:///path` or `host:port`, several joined by commas; None: the default socket.
+        timeout_s: the deadline of each call, tries included.
+        tls: for endpoints that speak TLS; unix sockets never do.
+        retry: which pause follows a failed try, and how many there are.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout_s: float = limits.DEADLINE_S_DEFAULT,
+        tls: ClientTls | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._stream_timeout_s: float | None = None
+        self._request_id = ""
+        self._retry = retry or RetryPolicy()
+        self._connections = Connections(
+            split_endpoints(endpoint), functools.partial(sync_channel, tls=tls)
+        )
+
+    create_volume = _unary(calls.create_volume)
+    deploy_volumes = _unary(calls.deploy_volumes)
+    get_volume = _unary(calls.get_volume)
+    list_volumes = _paged(calls.list_volumes)
+    update_volume = _unary(calls.update_volume)
+    resize_volume = _unary(calls.resize_volume)
+    revert_volume = _unary(calls.revert_volume)
+    flatten_volume = _unary(calls.flatten_volume)
+    delete_volume = _unary(calls.delete_volume)
+    create_snapshot = _unary(calls.create_snapshot)
+    get_snapshot = _unary(calls.get_snapshot)
+    list_snapshots = _paged(calls.list_snapshots)
+    delete_snapshot = _unary(calls.delete_snapshot)
+    publish_image = _unary(calls.publish_image)
+    get_image = _unary(calls.get_image)
+    list_images = _paged(calls.list_images)
+    delete_image = _unary(calls.delete_image)
+    attach_volume = _unary(calls.attach_volume)
+    get_attachment = _unary(calls.get_attachment)
+    list_attachments = _paged(calls.list_attachments)
+    detach_volume = _unary(calls.detach_volume)
+    get_pool = _unary(calls.get_pool)
+    list_pools = _paged(calls.list_pools)
+    get_operation = _unary(calls.get_operation)
+    list_operations = _paged(calls.list_operations)
+    wait_operation = _unary(calls.wait_operation)
+    cancel_operation = _unary(calls.cancel_operation)
+
+    def import_image(
+        self,
+        name: str,
+        source: str | Path | BinaryIO | Iterable[bytes] | None = None,
+        *,
+        server_path: str = "",
+        format: image_pb2.ImageFormat = image_pb2.IMAGE_FORMAT_UNSPECIFIED,
+        expected_digest: str = "",
+        labels: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> image_pb2.Image:
+        """Import an image: upload `source`, or let the server read its own `server_path`.
+
+        `source` is a path, a readable binary file, or an iterator of pieces. Breaking it off
+        leaves nothing on the server.
+        """
+        if (source is None) == (not server_path):
+            raise InvalidArgumentError(
+                "give either a source to upload or a server_path", reason=Reason.BAD_FIELD
+            )
+        upload = Upload(source if source is not None else ())
+        header = build_checked(
+            import_header,
+            name,
+            format=format,
+            server_path=server_path,
+            upload_size_bytes=upload.size_bytes,
+            expected_digest=expected_digest,
+            labels=labels,
+        )
+
+        def requests() -> Iterator[image_service_pb2.ImportImageRequest]:
+            yield header
+            for frame in upload.frames():
+                yield image_service_pb2.ImportImageRequest(data=frame)
+
+        def once(method: Any, **options: Any) -> image_pb2.Image:
+            stream = method(requests(), **options)
+            try:
+                for response in stream:
+                    if response.HasField("image"):
+                        return response.image  # type: ignore[no-any-return]
+                    if on_progress is not None:
+                        on_progress(response.progress)
+            except grpc.RpcError:
+                if upload.error is not None:
+                    raise upload.error from None
+                raise
+            finally:
+                stream.cancel()
+            raise unfinished()
+
+        return self._tried(
+            "ImageService",
+            "ImportImage",
+            once,
+            timeout_s=self._stream_timeout_s,
+            repeatable=upload.repeatable or bool(server_path),
+        )
+
+    def export_image(
+        self,
+        name: str,
+        target: str | Path | BinaryIO,
+        *,
+        format: image_pb2.ImageFormat = image_pb2.IMAGE_FORMAT_RAW,
+        on_bytes: OnBytes | None = None,
+    ) -> None:
+        """Write the content of an image to `target`: a path, or a writable binary file.
+
+        A path gets the file only when it is complete; holes stay holes where `target` can seek.
+        """
+        request = build_checked(image_service_pb2.ExportImageRequest, name=name, format=format)
+
+        def once(method: Any, **options: Any) -> None:
+            stream = method(request, **options)
+            try:
+                with target_file(target) as file:
+                    download = Download(file, on_bytes)
+                    for piece in stream:
+                        download.take(piece)
+                    download.finish()
+            finally:
+                stream.cancel()
+
+        self._tried(
+            "ImageService",
+            "ExportImage",
+            once,
+            timeout_s=self._stream_timeout_s,
+            repeatable=isinstance(target, str | Path),
+        )
+
+    def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:
+        """Return this client with another deadline, for streams too, or a fixed request id.
+
+        It shares the connection: close either of them once.
+        """
+        other = copy.copy(self)
+        if timeout_s is not None:
+            other._timeout_s = other._stream_timeout_s = timeout_s
+        other._request_id = request_id or self._request_id
+        return other
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        for channel in self._connections.drain():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _call(self, call: Call[T]) -> T:
+        def once(method: Any, **options: Any) -> T:
+            return call.take(method(call.request, **options))
+
+        timeout_s = self._timeout_s if call.timeout_s is None else call.timeout_s
+        return self._tried(call.service, call.rpc, once, timeout_s=timeout_s)
+
+    def _pages(self, listing: Listing[T]) -> Iterator[T]:
+        token = ""
+        while True:
+            items, token = self._call(listing.page(token))
+            yield from items
+            if not token:
+                return
+
+    def _tried(
+        self,
+        service: str,
+        rpc: str,
+        once: Callable[..., T],
+        *,
+        timeout_s: float | None,
+        repeatable: bool = True,
+    ) -> T:
+        """Return what `once` returns, trying again as the policy and the deadline allow."""
+        tries = Tries(self._retry, timeout_s)
+        request_id = self._request_id or secrets.token_hex(8)
+        while True:
+            try:
+                return once(
+                    self._connections.method(service, rpc),
+                    timeout=tries.timeout_s,
+                    metadata=((status.REQUEST_ID_KEY, request_id),),
+                )
+            except grpc.RpcError as err:
+                error = status.from_rpc_error(err, request_id=request_id)
+                pause_s = tries.pause_after(error) if repeatable else None
+                if pause_s is None:
+                    raise error from err
+            if isinstance(error, UnavailableError):
+                self._connections.next_endpoint()
+            time.sleep(pause_s)
+
+
+def unfinished() -> VolcoreError:
+    """Return the error for a stream that ended well but without its result."""
+    return UnavailableError(
+        "the server ended the import without a result; repeat the call",
+        reason=Reason.SERVER_UNREACHABLE,
+        retryable=True,
+    )

@@ -1,0 +1,173 @@
+"""What the sync and the async client share for images that move: headers, frames, target files."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+from volcore import limits
+from volcore.errors import BackendIOError, InvalidArgumentError, Reason
+from volcore.v1 import image_pb2, image_service_pb2, operation_pb2
+from volcore.wire.names import split_child
+
+OnProgress = Callable[[operation_pb2.Operation], None]
+OnBytes = Callable[[int, int], None]
+"""Called as on_bytes(done_bytes, total_bytes)."""
+_ZEROES: Final = bytes(limits.FRAME_BYTES_MAX)
+
+
+def import_header(
+    name: str,
+    *,
+    format: image_pb2.ImageFormat,
+    server_path: str,
+    upload_size_bytes: int,
+    expected_digest: str,
+    labels: Mapping[str, str] | None,
+) -> image_service_pb2.ImportImageRequest:
+    """Return the first message of an import."""
+    parent, image_id = split_child(name, "images")
+    return image_service_pb2.ImportImageRequest(
+        header=image_service_pb2.ImportHeader(
+            parent=parent,
+            image_id=image_id,
+            format=format,
+            server_path=server_path,
+            upload_size_bytes=upload_size_bytes,
+            expected_digest=expected_digest,
+            labels=labels or {},
+        )
+    )
+
+
+class Upload:
+    """A source of bytes: a path, a readable binary file, or an iterator of pieces.
+
+    A path can be read again, so only that is repeatable.
+    """
+
+    def __init__(self, source: str | Path | BinaryIO | Iterable[bytes]) -> None:
+        self._source = source
+        self.repeatable = isinstance(source, str | Path)
+        self.size_bytes = self._find_size_bytes()
+        self.error: Exception | None = None
+        """What went wrong while reading the source."""
+
+    def frames(self) -> Iterator[bytes]:
+        """Yield the bytes in order, in frames of at most FRAME_BYTES_MAX."""
+        try:
+            if isinstance(self._source, str | Path):
+                with open(self._source, "rb") as file:
+                    yield from _read_frames(file)
+            elif (readable := self._file()) is not None:
+                yield from _read_frames(readable)
+            else:
+                for piece in self._source:
+                    for at in range(0, len(piece), limits.FRAME_BYTES_MAX):
+                        yield piece[at : at + limits.FRAME_BYTES_MAX]
+        except Exception as err:
+            self.error = err
+            raise
+
+    def _find_size_bytes(self) -> int:
+        """Return the size when the source knows it, else 0.
+
+        Raises:
+            InvalidArgumentError: BAD_FIELD, the file cannot be read.
+        """
+        try:
+            if isinstance(self._source, str | Path):
+                with open(self._source, "rb") as file:
+                    return file.seek(0, os.SEEK_END)
+            readable = self._file()
+            if readable is not None and readable.seekable():
+                start_bytes = readable.tell()
+                end_bytes = readable.seek(0, os.SEEK_END)
+                readable.seek(start_bytes)
+                return end_bytes - start_bytes
+        except OSError as err:
+            raise InvalidArgumentError(
+                f"{self._source} cannot be read: {err.strerror}; correct the path or its rights",
+                reason=Reason.BAD_FIELD,
+                field="source",
+            ) from err
+        return 0
+
+    def _file(self) -> BinaryIO | None:
+        return cast("BinaryIO", self._source) if hasattr(self._source, "read") else None
+
+
+def _read_frames(file: BinaryIO) -> Iterator[bytes]:
+    while frame := file.read(limits.FRAME_BYTES_MAX):
+        yield frame
+
+
+class Download:
+    """Writes the pieces of an export into a file; gaps become holes, or zeroes in a pipe."""
+
+    def __init__(self, file: BinaryIO, on_bytes: OnBytes | None) -> None:
+        self._file = file
+        self._on_bytes = on_bytes
+        self._seekable = file.seekable()
+        self._size_bytes = 0
+        self._at_bytes = 0
+
+    def take(self, piece: image_service_pb2.ExportImageResponse) -> None:
+        """Write one piece; the first one tells the size."""
+        if piece.file_size_bytes:
+            self._size_bytes = piece.file_size_bytes
+        if piece.data:
+            self._go_to(piece.offset_bytes)
+            self._file.write(piece.data)
+            self._at_bytes = piece.offset_bytes + len(piece.data)
+        if self._on_bytes is not None:
+            self._on_bytes(self._at_bytes, self._size_bytes)
+
+    def finish(self) -> None:
+        """Give the file its full size."""
+        if self._at_bytes < self._size_bytes:
+            self._go_to(self._size_bytes)
+            if self._seekable:
+                self._file.truncate()
+        self._file.flush()
+        if self._on_bytes is not None:
+            self._on_bytes(self._size_bytes, self._size_bytes)
+
+    def _go_to(self, offset_bytes: int) -> None:
+        gap_bytes = offset_bytes - self._at_bytes
+        if self._seekable:
+            self._file.seek(gap_bytes, os.SEEK_CUR)
+            return
+        while gap_bytes > 0:
+            gap_bytes -= self._file.write(_ZEROES[:gap_bytes])
+
+
+@contextmanager
+def target_file(target: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+    """Open what an export goes to; a path gets the file only when it is whole and durable.
+
+    Raises:
+        BackendIOError: BACKEND_IO, the file cannot be written.
+    """
+    if not isinstance(target, str | Path):
+        yield target
+        return
+    path = Path(target)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as err:
+        partial.unlink(missing_ok=True)
+        raise BackendIOError(
+            f"{path} cannot be written: {err.strerror}; choose another place or make room",
+            reason=Reason.BACKEND_IO,
+            path=path,
+        ) from err
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
