@@ -108,7 +108,7 @@ class Handshake:
 
     def _greet(self) -> None:
         self._deadline_s = time.monotonic() + self._option_timeout_s
-        known = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+        known = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
         self._send(GREETING.pack(NBD_MAGIC, OPTION_MAGIC, known))
         (flags,) = CLIENT_FLAGS.unpack(self._receive(CLIENT_FLAGS.size))
         if flags & ~known:
