@@ -387,8 +387,12 @@ def show(chosen: argparse.Namespace, work: Path, start_s: float) -> int:
 def configuration(work: Path, socket: Path, stage: LocalStage | RbdStage) -> str:
     """Return a configuration with one pool."""
     return f"""\
+[server]
 listen = ["unix://{socket}"]
-state_directory = "{work / "state"}"
+spool_directory = "{work}"
+
+[nbd]
+listen = ["unix://{work / "nbd.sock"}"]
 
 [pools.{POOL}]
 {stage.pool_config()}"""

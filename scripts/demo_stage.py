@@ -202,14 +202,15 @@ class RbdStage:
     def pool_config(self) -> str:
         """Return the pool's part of the configuration."""
         return (
-            f'backend = "rbd"\nceph_pool = "{POOL}"\nceph_user = "volcore"\n'
+            f'backend = "rbd"\npool = "{POOL}"\nuser = "volcore"\n'
             f'ceph_conf = "{self._cluster.conf_path}"\n'
         )
 
     def space_used(self) -> str:
         """Return what Ceph says that the pool occupies."""
         pools = json.loads(self._ask("ceph", "df", "--format", "json"))["pools"]
-        stored = next(pool["stats"]["stored"] for pool in pools if pool["name"] == POOL)
+        # Ceph counts every second or so: a fresh pool is not there yet.
+        stored = sum(pool["stats"]["stored"] for pool in pools if pool["name"] == POOL)
         return f"ceph df, pool {POOL}: {format_bytes(stored)}"
 
     def leftovers(self) -> list[str]:

@@ -1,96 +1,62 @@
-"""A real server in a process of its own, on a local pool: for the command and the pages."""
+"""A real server on a local pool, and the command as a script would run it."""
 
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from volcore.client import Client
-from volcore.errors import VolcoreError
+from volcore.testing.server import RunningServer
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 40.0
+COMMAND_TIMEOUT_S = 120
 
 
 @dataclass
-class RunningServer:
-    """Where the server is, and how to run `volcore` against it."""
+class Site:
+    """A running server, and the environment of a user who wants to talk to it."""
 
-    directory: Path
-    process: subprocess.Popen
-    environment: dict = field(default_factory=dict)
+    server: RunningServer
+    environment: dict
 
     @property
     def endpoint(self) -> str:
-        return f"unix://{self.directory / 'volcore.sock'}"
+        return self.server.endpoint
 
-    def volcore(self, *words, **options) -> subprocess.CompletedProcess:
-        """Run one command as a user's script would: no terminal anywhere."""
+    def volcore(self, *words: str) -> subprocess.CompletedProcess:
+        """Run one command; there is no terminal anywhere."""
         return subprocess.run(
             [BIN / "volcore", *words],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
-            **options,
+            timeout=COMMAND_TIMEOUT_S,
         )
-
-    def client(self) -> Client:
-        return Client(self.endpoint)
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[RunningServer]:
+def running_server() -> Iterator[Site]:
     """Start a server with one local pool; end it, and look that it ended well."""
     directory = Path(tempfile.mkdtemp(prefix="volcore-t-"))  # short: socket paths have a limit
-    environment = {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "HOME": str(directory),
-        "LC_ALL": "C.UTF-8",
-        "TERM": "dumb",
-    }
-    log = (directory / "log").open("wb")
-    process = subprocess.Popen(
-        [BIN / "volcore", "serve", "--pool-directory", directory / "pool",
-         "--listen", f"unix://{directory / 'volcore.sock'}"],
-        env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-    )  # fmt: skip
-    environment = environment | {"VOLCORE_ENDPOINT": f"unix://{directory / 'volcore.sock'}"}
-    server = RunningServer(directory, process, environment)
     try:
-        _wait_ready(server)
-        yield server
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_TIMEOUT_S) == 0, (directory / "log").read_text()
+        with RunningServer(directory) as server:
+            yield Site(
+                server,
+                {
+                    "PATH": f"{BIN}:{os.environ['PATH']}",
+                    "HOME": str(directory),
+                    "LC_ALL": "C.UTF-8",
+                    "VOLCORE_ENDPOINT": server.endpoint,
+                },
+            )
+            assert server.stop() == 0, server.log()
     finally:
-        process.kill()
-        process.wait()
-        log.close()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_ready(server: RunningServer) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    with Client(server.endpoint, timeout_s=1) as client:
-        while True:
-            try:
-                list(client.list_pools())
-            except VolcoreError:
-                said = (server.directory / "log").read_text()
-                assert server.process.poll() is None, said
-                assert time.monotonic() < deadline_s, said
-                time.sleep(0.02)
-            else:
-                return
 
 
 def make_golden(path: Path) -> None:
