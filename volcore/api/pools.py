@@ -1,0 +1,41 @@
+"""PoolService."""
+
+# ruff: noqa: D102, N802 - names and contracts of the methods are those of the .proto
+
+from typing import Any
+
+from volcore.api.listing import read_page
+from volcore.api.services import Services
+from volcore.api.views import pool_message
+from volcore.engine.views import PoolView
+from volcore.v1 import pool_service_pb2 as pb
+from volcore.v1.pool_service_pb2_grpc import PoolServiceServicer
+from volcore.wire import names
+
+
+class PoolServicer(PoolServiceServicer):
+    """Pools."""
+
+    def __init__(self, services: Services) -> None:
+        self._pools = services.engine.pools
+        self._run = services.calls.run
+
+    async def GetPool(self, request: pb.GetPoolRequest, context: Any) -> pb.GetPoolResponse:
+        """See pool_service.proto, here and below."""
+        name = names.parse_pool(request.name, field="name")
+        view = await self._run(self._pools.get, name.pool)
+        return pb.GetPoolResponse(pool=pool_message(view))
+
+    async def ListPools(self, request: pb.ListPoolsRequest, context: Any) -> pb.ListPoolsResponse:
+        def fetch(pool: str, after: str, limit: int) -> list[PoolView]:
+            return [] if after or not limit else [self._pools.get(pool)]
+
+        found, token = await self._run(
+            read_page,
+            request,
+            self._pools.names(),
+            fetch=fetch,
+            key=lambda view: view.name,
+            message=lambda _pool, view: pool_message(view),
+        )
+        return pb.ListPoolsResponse(pools=found, next_page_token=token)

@@ -1,0 +1,216 @@
+"""The gRPC server: services, health and reflection on unix sockets and TCP ports.
+
+Until `open`, health says NOT_SERVING and every call of volcore's services is UNAVAILABLE.
+"""
+
+import asyncio
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from volcore import limits
+from volcore.api.attachments import AttachmentServicer
+from volcore.api.calls import CallPool
+from volcore.api.images import ImageServicer
+from volcore.api.interceptor import CallInterceptor
+from volcore.api.operations import OperationServicer
+from volcore.api.pools import PoolServicer
+from volcore.api.services import Services
+from volcore.api.snapshots import SnapshotServicer
+from volcore.api.volumes import VolumeServicer
+from volcore.engine.engine import Engine
+from volcore.errors import InvalidArgumentError, PreconditionError, Reason
+from volcore.v1 import (
+    attachment_service_pb2_grpc,
+    image_service_pb2_grpc,
+    operation_service_pb2_grpc,
+    pool_service_pb2_grpc,
+    snapshot_service_pb2_grpc,
+    volume_service_pb2_grpc,
+)
+
+SERVICES: Final = tuple(
+    f"volcore.v1.{noun}Service"
+    for noun in ("Attachment", "Image", "Operation", "Pool", "Snapshot", "Volume")
+)
+STREAM_THREADS: Final = 8
+"""Imports, exports and publications at a time; more wait their turn."""
+STREAMS_QUEUED_MAX: Final = 64
+_PRIVATE: Final = 0o177
+"""umask under which a socket gets mode 0600 from its first moment."""
+_TELL_S: Final = 0.05
+"""How long watchers of the health service get to hear that the server stops."""
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+    ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """PEM files; with `client_ca` every client must show a certificate of that authority."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+class ApiServer:
+    """One server; belongs to the event loop that made it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        call_threads: int = limits.CALL_THREADS_DEFAULT,
+        calls_queued_max: int = limits.CALLS_QUEUED_MAX,
+    ) -> None:
+        self._calls = CallPool("call", threads=call_threads, queued_max=calls_queued_max)
+        self._streams = CallPool("stream", threads=STREAM_THREADS, queued_max=STREAMS_QUEUED_MAX)
+        self._interceptor = CallInterceptor()
+        self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        self._sockets: dict[Path, int] = {}
+        services = Services(engine, self._calls, self._streams)
+        self._operations = OperationServicer(services)
+        add = self._server
+        volume_service_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(services), add)
+        snapshot_service_pb2_grpc.add_SnapshotServiceServicer_to_server(
+            SnapshotServicer(services), add
+        )
+        image_service_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(services), add)
+        attachment_service_pb2_grpc.add_AttachmentServiceServicer_to_server(
+            AttachmentServicer(services), add
+        )
+        pool_service_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(services), add)
+        operation_service_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, add)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, add)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), add
+        )
+
+    def listen_unix(self, path: Path) -> str:
+        """Listen on a unix socket of mode 0600; a dead server's socket is replaced.
+
+        Its directory is made, with mode 0700, if it is missing.
+
+        Raises:
+            PreconditionError: WRONG_STATE, a live server has the socket, or it is another file.
+            InvalidArgumentError: CONFIG_INVALID, the system refuses the path.
+        """
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _replace_stale(path)
+        except OSError as err:
+            raise _refused(str(path), err.strerror or str(err)) from err
+        before = os.umask(_PRIVATE)
+        try:
+            self._server.add_insecure_port(f"unix:{path}")
+            self._sockets[path] = path.stat().st_ino
+        except (RuntimeError, OSError) as err:
+            raise _refused(str(path), "the system refuses it") from err
+        finally:
+            os.umask(before)
+        return f"unix://{path}"
+
+    def listen_tcp(self, host: str, port: int, tls: ServerTls | None) -> str:
+        """Listen on a TCP port, 0 for any; returns the address with the real port.
+
+        Raises:
+            InvalidArgumentError: CONFIG_INVALID, the address is taken or not of this machine, or
+                the TLS files do not fit.
+        """
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            if tls is None:
+                bound = self._server.add_insecure_port(f"{shown}:{port}")
+            else:
+                bound = self._server.add_secure_port(f"{shown}:{port}", _credentials(tls))
+        except RuntimeError as err:
+            problem = "the address is taken or not of this machine, or the TLS files do not fit"
+            raise _refused(f"{shown}:{port}", problem) from err
+        return f"{shown}:{bound}"
+
+    async def start(self) -> None:
+        """Answer; calls are refused until `open`."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+
+    async def open(self) -> None:
+        """Let calls in, and say so in the health service."""
+        self._interceptor.open()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, give those that have begun `grace_s` to end, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(_TELL_S)
+        self._operations.stop()
+        self._interceptor.close()
+        await self._server.stop(grace_s)
+        for path, inode in self._sockets.items():
+            if path.is_socket() and path.stat().st_ino == inode:
+                path.unlink(missing_ok=True)
+
+    def close(self, timeout_s: float) -> bool:
+        """Wait for threads that are still at work; say whether all have ended. Blocks."""
+        ended = self._streams.close(timeout_s)
+        return self._calls.close(timeout_s) and ended
+
+    async def _set_health(self, status: Any) -> None:
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+
+def _replace_stale(path: Path) -> None:
+    """Delete the socket of a server that has died."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise PreconditionError(
+            f"{path} exists and is no socket; move it away, or listen elsewhere",
+            reason=Reason.WRONG_STATE,
+        )
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except TimeoutError:
+            pass
+    raise PreconditionError(
+        f"a server is running at {path} already; stop it, or listen elsewhere",
+        reason=Reason.WRONG_STATE,
+    )
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    authority = None if tls.client_ca is None else tls.client_ca.read_bytes()
+    return grpc.ssl_server_credentials(
+        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+        root_certificates=authority,
+        require_client_auth=authority is not None,
+    )
+
+
+def _refused(address: str, problem: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"cannot listen on {address}: {problem}; correct [server] listen",
+        reason=Reason.CONFIG_INVALID,
+    )

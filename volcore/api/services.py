@@ -1,0 +1,25 @@
+"""What every servicer has: the engine, and the threads that call it."""
+
+from dataclasses import dataclass
+
+from volcore.api.calls import CallPool
+from volcore.engine.engine import Engine
+from volcore.wire import names
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Passed to every servicer.
+
+    `calls` runs what ends soon; `streams` what moves bytes for long, so that the one cannot starve
+    the other.
+    """
+
+    engine: Engine
+    calls: CallPool
+    streams: CallPool
+
+    def pools(self, parent: str) -> list[str]:
+        """Return the pools that a list call's parent means."""
+        pool = names.parse_pools(parent, field="parent")
+        return self.engine.pools.names() if pool is None else [pool]
