@@ -92,6 +92,7 @@ class NbdServer:
         self._listeners: list[tuple[socket.socket, Address]] = []
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._stop_lock = threading.Lock()
         self._wake_read, self._wake_write = -1, -1
 
     @property
@@ -122,10 +123,10 @@ class NbdServer:
         try:
             for address in self._wanted:
                 self._listeners.append(_listen(address))
+            self._wake_read, self._wake_write = os.pipe()
         except BaseException:
             self._close_listeners()
             raise
-        self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._accept_loop, name="volcore-nbd", daemon=True)
         self._thread.start()
 
@@ -141,10 +142,13 @@ class NbdServer:
         deadline_s = time.monotonic() + timeout_s
         if self._thread is None:
             return
-        if not self._stopping.is_set():
-            self._stopping.set()
-            os.write(self._wake_write, b"x")
-        self._thread.join()
+        with self._stop_lock:
+            if not self._stopping.is_set():
+                self._stopping.set()
+                os.write(self._wake_write, b"x")
+                self._thread.join()
+                os.close(self._wake_read)
+                os.close(self._wake_write)
         connections = self._snapshot()
         for connection in connections:
             connection.drain()
@@ -181,8 +185,6 @@ class NbdServer:
                     if isinstance(key.fileobj, socket.socket):
                         self._accept(key.fileobj)
         self._close_listeners()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
