@@ -24,6 +24,7 @@ class Database:
         """Open or create the database at `path`; None keeps it in memory."""
         self._lock = threading.RLock()
         self._depth = 0
+        self._owner = 0
         self._after_commit: list[Callable[[], None]] = []
         self._after_rollback: list[Callable[[], None]] = []
         with self._translated():
@@ -58,6 +59,7 @@ class Database:
             with self._translated():
                 self._connection.execute("BEGIN IMMEDIATE")
             self._depth = 1
+            self._owner = threading.get_ident()
             try:
                 yield
                 with self._translated():
@@ -72,12 +74,16 @@ class Database:
 
     def _finish(self, hooks: list[Callable[[], None]]) -> None:
         """End the transaction's bookkeeping, then run `hooks`, still under the lock."""
-        self._depth = 0
+        self._depth = self._owner = 0
         todo = list(hooks)
         self._after_commit.clear()
         self._after_rollback.clear()
         for hook in todo:
             hook()
+
+    def inside(self) -> bool:
+        """Tell whether the calling thread is inside a transaction."""
+        return self._owner == threading.get_ident()
 
     def after_commit(self, hook: Callable[[], None]) -> None:
         """Run `hook` once the current transaction is durable."""

@@ -1,0 +1,403 @@
+"""The embedded backend: volumes are stacks of layers; every change is one database transaction.
+
+Invariants (docs/invariants.md):
+1. INV-LOCAL-4 (must): a layer that has a child or a snapshot never changes.
+2. INV-LOCAL-5 (should): a layer that no volume, snapshot or layer refers to does not exist, and a
+   file without a layer does not outlive the next start.
+3. INV-LOCK-1 (must): the database's lock comes first; it also guards the registry of open volumes.
+
+Changes join a transaction of the catalog: they are checked before the first row changes, so that
+whoever catches a refusal may still commit, and memory follows only after the commit.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from volcore import limits
+from volcore.backends import refusals
+from volcore.backends.contract import (
+    BackendCaps,
+    PoolStats,
+    Progress,
+    VolumeBackend,
+    VolumeFacts,
+)
+from volcore.backends.local.chunkstore import ChunkStore
+from volcore.backends.local.device import LocalDevice
+from volcore.backends.local.diff import diff_points
+from volcore.backends.local.files import translated
+from volcore.backends.local.layers import PointRow
+from volcore.backends.local.recovery import settle_notes, sweep
+from volcore.backends.local.store import LocalStore
+from volcore.errors import ExhaustedError, OperationPendingError, Reason, VolcoreError
+from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
+from volcore.model.extent import Extent
+
+STATS_AGE_S_MAX: Final = 1.0
+"""Counting the space of thousands of files takes milliseconds; figures may be this old."""
+FLATTEN_ROUNDS_MAX: Final = 8
+"""Snapshots that may be taken of a volume while it is flattened before we give up."""
+
+
+class LocalBackend(VolumeBackend):
+    """Volumes in a directory; supports flatten, revert and diff."""
+
+    def __init__(self, store: LocalStore) -> None:
+        """Use an open `store`; closing the backend closes it."""
+        self._store = store
+        self._layers = store.layers
+        self._database = store.database
+        self._open: dict[tuple[str, str | None], ChunkStore] = {}
+        self._devices: set[LocalDevice] = set()
+        self._closed = False
+        self._used_bytes = 0
+        self._used_time_s = -STATS_AGE_S_MAX
+
+    @property
+    def caps(self) -> BackendCaps:
+        """See `VolumeBackend.caps`."""
+        return BackendCaps(
+            kind="local",
+            block_size_bytes=BLOCK_SIZE_BYTES,
+            chunk_size_bytes=CHUNK_SIZE_BYTES,
+            depth_max=limits.LOCAL_DEPTH_MAX,
+            snapshots_max=limits.SNAPSHOTS_PER_VOLUME_MAX,
+            checksums=True,
+            joins_catalog=True,
+        )
+
+    def open(self) -> None:
+        """Delete files without a layer; torn checksums are settled when a volume is opened."""
+        try:
+            sweep(self._store)
+        except OSError as err:
+            raise translated(err, "sweeping the pool directory") from err
+
+    def close(self) -> None:
+        """See `VolumeBackend.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        failure: VolcoreError | None = None
+        for device in list(self._devices):
+            try:
+                device.close()
+            except VolcoreError as err:
+                failure = failure or err
+        self._store.close()
+        if failure is not None:
+            raise failure
+
+    # Volumes
+
+    def create(self, volume_id: str, size_bytes: int) -> None:
+        """See `VolumeBackend.create`."""
+        refusals.check_size(size_bytes)
+        with self._database.transaction():
+            self._check_new(volume_id)
+            self._put_on(volume_id, None, _point(size_bytes))
+
+    def delete(self, volume_id: str) -> None:
+        """See `VolumeBackend.delete`."""
+        with self._database.transaction():
+            point = self._volume(volume_id)
+            if any(opened == volume_id for opened, _ in self._open):
+                raise refusals.volume_in_use(volume_id)
+            frozen = [layer_id for _, layer_id in self._layers.snapshots(volume_id)]
+            self._layers.delete_volume(volume_id)
+            self._free(point.layer_id, *frozen)
+
+    def resize(self, volume_id: str, size_bytes: int) -> None:
+        """See `VolumeBackend.resize`."""
+        refusals.check_size(size_bytes)
+        with self._database.transaction():
+            point = self._volume(volume_id)
+            if size_bytes < point.size_bytes:
+                raise refusals.shrink_refused(
+                    volume_id, size_bytes=size_bytes, size_bytes_min=point.size_bytes
+                )
+            self._layers.put_volume(volume_id, replace(point, size_bytes=size_bytes))
+            chunks = self._open.get((volume_id, None))
+            if chunks is not None:
+                self._database.after_commit(chunks.rebase)
+
+    def describe(self, volume_id: str) -> VolumeFacts:
+        """See `VolumeBackend.describe`."""
+        with self._database.transaction():
+            point = self._volume(volume_id)
+            depth = self._layers.layer(point.layer_id).depth
+            own = self._layers.layer_ids(volume_id)
+            snapshots = self._layers.snapshots(volume_id)
+        return VolumeFacts(
+            volume_id=volume_id,
+            size_bytes=point.size_bytes,
+            allocated_bytes=sum(map(self._store.files.allocated_bytes, own)),
+            depth=depth,
+            parent_volume_id=point.parent_volume,
+            parent_snapshot_id=point.parent_snapshot,
+            snapshot_ids=tuple(snapshot_id for snapshot_id, _ in snapshots),
+        )
+
+    def walk(self) -> Iterator[str]:
+        """See `VolumeBackend.walk`."""
+        return iter(self._layers.volume_ids())
+
+    def stats(self) -> PoolStats:
+        """See `VolumeBackend.stats`; the space used may be a second old."""
+        try:
+            figures = os.statvfs(self._store.directory)
+            now_s = time.monotonic()
+            if now_s - self._used_time_s >= STATS_AGE_S_MAX:
+                self._used_bytes, self._used_time_s = self._store.files.total_bytes(), now_s
+        except OSError as err:
+            raise translated(err, "reading the pool's figures") from err
+        return PoolStats(
+            capacity_bytes=figures.f_blocks * figures.f_frsize,
+            available_bytes=figures.f_bavail * figures.f_frsize,
+            allocated_bytes=self._used_bytes,
+        )
+
+    # Snapshots and clones
+
+    def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+        """See `VolumeBackend.create_snapshot`."""
+        with self._database.transaction():
+            point = self._volume(volume_id)
+            if self._layers.find_snapshot(volume_id, snapshot_id) is not None:
+                raise refusals.id_taken(snapshot_id)
+            if len(self._layers.snapshots(volume_id)) >= self.caps.snapshots_max:
+                raise ExhaustedError(
+                    f"volume {volume_id} has {self.caps.snapshots_max} snapshots, the most "
+                    "allowed; delete one first",
+                    reason=Reason.TOO_MANY_SNAPSHOTS,
+                    volume=volume_id,
+                )
+            layer_id = self._freeze(volume_id, point)
+            self._layers.add_snapshot(volume_id, snapshot_id, replace(point, layer_id=layer_id))
+
+    def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+        """See `VolumeBackend.delete_snapshot`."""
+        with self._database.transaction():
+            point = self._point(volume_id, snapshot_id)
+            if (volume_id, snapshot_id) in self._open:
+                raise refusals.volume_in_use(volume_id)
+            self._layers.delete_snapshot(volume_id, snapshot_id)
+            self._free(point.layer_id)
+
+    def clone(
+        self, volume_id: str, snapshot_id: str | None, target_id: str, size_bytes: int
+    ) -> None:
+        """See `VolumeBackend.clone`."""
+        refusals.check_size(size_bytes)
+        with self._database.transaction():
+            point = self._point(volume_id, snapshot_id)
+            self._check_new(target_id)
+            if size_bytes < point.size_bytes:
+                raise refusals.shrink_refused(
+                    target_id, size_bytes=size_bytes, size_bytes_min=point.size_bytes
+                )
+            layer_id = point.layer_id
+            if snapshot_id is None:
+                layer_id = self._freeze(volume_id, point)
+            target = replace(
+                _point(size_bytes), parent_volume=volume_id, parent_snapshot=snapshot_id
+            )
+            self._check_depth(volume_id, layer_id)
+            self._put_on(target_id, layer_id, target)
+
+    def revert(self, volume_id: str, snapshot_id: str) -> None:
+        """See `SupportsRevert.revert`."""
+        with self._database.transaction():
+            point = self._point(volume_id, snapshot_id)
+            if (volume_id, None) in self._open:
+                raise refusals.volume_in_use(volume_id)
+            old = self._volume(volume_id)
+            self._put_on(volume_id, point.layer_id, point)
+            self._free(old.layer_id)
+
+    def flatten(self, volume_id: str, progress: Progress) -> None:
+        """See `SupportsFlatten.flatten`.
+
+        *Complexity*: chunks of the ancestors, whatever the size of the volume.
+        """
+        device = self._open_local(volume_id, None, read_only=False)
+        try:
+            for _ in range(FLATTEN_ROUNDS_MAX):
+                if self._flatten_once(volume_id, device.chunks, progress):
+                    return
+        finally:
+            device.close()
+        raise OperationPendingError(
+            f"volume {volume_id} was snapshotted again and again while it was flattened; repeat",
+            reason=Reason.OPERATION_PENDING,
+            retryable=True,
+            volume=volume_id,
+        )
+
+    def _flatten_once(self, volume_id: str, chunks: ChunkStore, progress: Progress) -> bool:
+        """Copy, then cut if no other top layer came meanwhile; return whether it stands alone."""
+        chain = chunks.chain
+        if len(chain) == 1:
+            return True
+        last = chunks.size_bytes // CHUNK_SIZE_BYTES
+        todo = self._store.reader.chunks(chain[:-1], 0, last)
+        for done, chunk in enumerate(todo):
+            progress(done * CHUNK_SIZE_BYTES, len(todo) * CHUNK_SIZE_BYTES)
+            chunks.absorb(chunk)
+        chunks.durability.flush()
+        with self._database.transaction():
+            chunks.durability.hold()
+            if chunks.chain != chain:
+                return False
+            self._layers.cut(chunks.top)
+            point = self._volume(volume_id)
+            self._layers.put_volume(
+                volume_id, replace(point, parent_volume=None, parent_snapshot=None)
+            )
+            self._free(chain[-2])
+        progress(len(todo) * CHUNK_SIZE_BYTES, len(todo) * CHUNK_SIZE_BYTES)
+        return True
+
+    def diff(
+        self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None
+    ) -> list[Extent]:
+        """See `SupportsDiff.diff`."""
+        chunks = self._open.get((volume_id, None))
+        if chunks is not None and to_snapshot_id is None:
+            chunks.durability.flush()
+        with self._database.transaction():
+            target = self._point(volume_id, to_snapshot_id)
+            source = None
+            if from_snapshot_id is not None:
+                source = self._point(volume_id, from_snapshot_id)
+            return diff_points(self._layers, source, target)
+
+    # Devices
+
+    def open_device(
+        self, volume_id: str, snapshot_id: str | None = None, *, read_only: bool
+    ) -> LocalDevice:
+        """See `VolumeBackend.open_device`; not inside a transaction of the catalog."""
+        if snapshot_id is not None and not read_only:
+            raise refusals.read_only(volume_id)
+        return self._open_local(volume_id, snapshot_id, read_only=read_only)
+
+    def _open_local(
+        self, volume_id: str, snapshot_id: str | None, *, read_only: bool
+    ) -> LocalDevice:
+        assert not self._database.inside(), "what a transaction made cannot be read before its end"
+        if self._closed:
+            raise refusals.device_closed(volume_id)
+        with self._database.transaction():
+            point = self._point(volume_id, snapshot_id)
+            if (volume_id, snapshot_id) not in self._open and snapshot_id is None:
+                settle_notes(self._store, point.layer_id)
+        with self._database.transaction():
+            point = self._point(volume_id, snapshot_id)
+            chunks = self._open.get((volume_id, snapshot_id))
+            if chunks is None:
+                chunks = ChunkStore(self._store, volume_id, point, writable=snapshot_id is None)
+                self._open[volume_id, snapshot_id] = chunks
+            chunks.users += 1
+            device = LocalDevice(
+                chunks,
+                lambda closing: self._close_device(closing, (volume_id, snapshot_id)),
+                read_only=read_only,
+            )
+            self._devices.add(device)
+            return device
+
+    def _close_device(self, device: LocalDevice, key: tuple[str, str | None]) -> None:
+        chunks = device.chunks
+        if device.closed:
+            return
+        with self._database.transaction():
+            if device.closed:
+                return
+            device.closed = True
+            self._devices.discard(device)
+        try:
+            if chunks.writable and not chunks.broken:
+                chunks.durability.flush()
+        finally:
+            with self._database.transaction():
+                chunks.users -= 1
+                if not chunks.users:
+                    del self._open[key]
+                    if chunks.broken:
+                        chunks.durability.abandon()
+                    elif chunks.writable:
+                        # No change can be under way any more without a note: now notes may go.
+                        chunks.durability.hold(last=True)
+                        self._layers.clear_notes(chunks.top)
+
+    # Rows
+
+    def _volume(self, volume_id: str) -> PointRow:
+        point = self._layers.find_volume(volume_id)
+        if point is None:
+            raise refusals.volume_missing(volume_id)
+        return point
+
+    def _point(self, volume_id: str, snapshot_id: str | None) -> PointRow:
+        head = self._volume(volume_id)
+        if snapshot_id is None:
+            return head
+        point = self._layers.find_snapshot(volume_id, snapshot_id)
+        if point is None:
+            raise refusals.snapshot_missing(volume_id, snapshot_id)
+        return point
+
+    def _check_new(self, volume_id: str) -> None:
+        if self._layers.find_volume(volume_id) is not None:
+            raise refusals.id_taken(volume_id)
+
+    def _check_depth(self, volume_id: str, layer_id: int) -> None:
+        if self._layers.layer(layer_id).depth >= self.caps.depth_max:
+            raise refusals.depth_limit(volume_id, self.caps.depth_max)
+
+    def _put_on(self, volume_id: str, parent_id: int | None, point: PointRow) -> None:
+        """Give the volume a new top layer on `parent_id`."""
+        layer_id = self._layers.add_layer(volume_id, parent_id)
+        self._layers.put_volume(volume_id, replace(point, layer_id=layer_id))
+
+    def _freeze(self, volume_id: str, point: PointRow) -> int:
+        """Return a layer that holds the volume's content of now and never changes.
+
+        That is its top layer, under a new one; or the one below if the top is still empty.
+        """
+        chunks = self._open.get((volume_id, None))
+        if chunks is not None:
+            chunks.durability.hold()
+        else:
+            settle_notes(self._store, point.layer_id)
+        parent_id = self._layers.layer(point.layer_id).parent_id
+        if parent_id is not None and self._layers.is_blank(point.layer_id):
+            return parent_id
+        self._check_depth(volume_id, point.layer_id)
+        self._layers.freeze(point.layer_id)
+        self._put_on(volume_id, point.layer_id, point)
+        return point.layer_id
+
+    def _free(self, *layer_ids: int) -> None:
+        """Delete the layers as far as nothing refers to them; their files go after the commit."""
+        freed = [
+            gone for layer_id in dict.fromkeys(layer_ids) for gone in self._layer_gone(layer_id)
+        ]
+
+        def unlink() -> None:
+            for layer_id in freed:
+                self._store.files.delete(layer_id)
+
+        self._database.after_commit(unlink)
+
+    def _layer_gone(self, layer_id: int) -> list[int]:
+        """Free the layer if an earlier one did not take it along."""
+        return self._layers.free(layer_id) if self._layers.exists(layer_id) else []
+
+
+def _point(size_bytes: int) -> PointRow:
+    return PointRow(layer_id=0, size_bytes=size_bytes, parent_volume=None, parent_snapshot=None)

@@ -1,0 +1,253 @@
+"""How an open volume becomes durable: flush, overwrite notes, and holding writers for a freeze.
+
+Write order: data, sync of the data, pages (with the catalog's changes, if any), then holes.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from volcore.backends.local.chunkmap import ChunkMap
+from volcore.backends.local.layers import Page
+from volcore.errors import BackendIOError, InvariantViolationError, Reason, VolcoreError
+from volcore.kernels import chunkmap
+from volcore.limits import (
+    BLOCK_SIZE_BYTES,
+    CHUNK_BLOCKS,
+    CHUNK_SIZE_BYTES,
+    OVERWRITE_REGIONS_MAX,
+)
+
+if TYPE_CHECKING:
+    from volcore.backends.local.chunkstore import ChunkStore
+
+DIRTY_CHUNKS_MAX: Final = 1024
+"""Changed chunks after which a write flushes: bounds memory."""
+NOTES_AHEAD: Final = 8
+"""Chunks noted together when writes come in ascending order: one commit for 32 MiB."""
+NOTES_EVICTED: Final = OVERWRITE_REGIONS_MAX // 4
+"""Notes taken back by one flush when there are too many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A chunk's page as it was before the data was synced."""
+
+    chunk_index: int
+    chunk_map: ChunkMap
+    version: int
+    layer_id: int
+    states: bytes
+    crcs: "array[int]"
+    holes: bytes | None
+
+
+class Durability:
+    """The durable side of one `ChunkStore`."""
+
+    def __init__(self, chunks: "ChunkStore") -> None:
+        self._chunks = chunks
+        self._store = chunks.store
+        self.noted: dict[int, None] = {}
+        """Chunks with a durable note, oldest first.
+
+        Added to under the database's lock; taken from under that and the chunk's stripe.
+        """
+
+    def flush(self, *, evict: int = 0) -> None:
+        """Make every change that returned before this call durable; take `evict` notes back.
+
+        Raises:
+            ExhaustedError: POOL_FULL; flush again when there is space.
+            BackendIOError: the sync failed; the volume must be closed and opened again.
+        """
+        self._check()
+        sealed = self._seal()
+        if not sealed and not evict:
+            return
+        self._sync({item.layer_id for item in sealed})
+        database = self._store.database
+        with database.transaction():
+            self._put(sealed)
+            evicted = self._evict(sealed, evict)
+            database.after_commit(lambda: self._settle(sealed))
+            # The rows of taken notes are back if the transaction is undone.
+            database.after_rollback(lambda: self.noted.update(dict.fromkeys(evicted)))
+
+    def flush_if_large(self) -> None:
+        """Flush when so much is changed that memory matters."""
+        if sum(len(stripe.dirty) for stripe in self._chunks.stripes) > DIRTY_CHUNKS_MAX:
+            self.flush()
+
+    def note(self, chunk_index: int) -> None:
+        """Note durably that blocks of the chunk are overwritten in place from now on."""
+        if len(self.noted) + NOTES_AHEAD > OVERWRITE_REGIONS_MAX:
+            self.flush(evict=NOTES_EVICTED)
+        count = NOTES_AHEAD if chunk_index - 1 in self.noted else 1
+        end = -(-self._chunks.size_bytes // CHUNK_SIZE_BYTES)
+        wanted = range(chunk_index, max(chunk_index + 1, min(chunk_index + count, end)))
+        database = self._store.database
+        with database.transaction():
+            if self._chunks.closed or chunk_index in self.noted:
+                return
+            self._store.layers.add_notes(self._chunks.top, wanted)
+            database.after_commit(lambda: self.noted.update(dict.fromkeys(wanted)))
+        if database.inside():
+            raise InvariantViolationError(
+                "a volume was overwritten inside a transaction of the catalog",
+                reason=Reason.INVARIANT_VIOLATION,
+                volume=self._chunks.volume_id,
+            )
+
+    def hold(self, *, last: bool = False) -> None:
+        """Inside a transaction: make all durable with it, and keep writers out until it ends.
+
+        With `last`, nobody uses the volume after it.
+        """
+        database = self._store.database
+        sealed: list[Sealed] = []
+
+        def done() -> None:
+            try:
+                self._settle(sealed)
+                if not last:
+                    self._chunks.rebase()
+            finally:
+                self._release()
+
+        if any(stripe.dirty for stripe in self._chunks.stripes):
+            # Most of the data goes while writers still run.
+            self._sync({self._chunks.top})
+        for stripe in self._chunks.stripes:
+            stripe.lock.acquire()
+        database.after_commit(done)
+        database.after_rollback(self._release)
+        self._chunks.closed |= last
+        try:
+            sealed += self._seal()
+            self._sync({item.layer_id for item in sealed})
+            self._put(sealed)
+        except BaseException:
+            # Whoever catches this may still commit: then nothing of it is to be taken as durable.
+            sealed.clear()
+            raise
+
+    def abandon(self) -> None:
+        """Let no change begin any more, and return when none is under way."""
+        self._chunks.closed = True
+        for stripe in self._chunks.stripes:
+            with stripe.lock:
+                pass
+
+    def _check(self) -> None:
+        if self._chunks.broken:
+            raise BackendIOError(
+                f"an earlier sync of volume {self._chunks.volume_id} failed; close all its "
+                "devices and open it again",
+                reason=Reason.BACKEND_IO,
+                volume=self._chunks.volume_id,
+            )
+
+    def _release(self) -> None:
+        for stripe in self._chunks.stripes:
+            stripe.lock.release()
+
+    def _seal(self) -> list[Sealed]:
+        sealed = []
+        for stripe in self._chunks.stripes:
+            with stripe.lock:
+                for chunk_index, chunk_map in stripe.dirty.items():
+                    states, crcs, holes = chunk_map.seal()
+                    sealed.append(
+                        Sealed(
+                            chunk_index,
+                            chunk_map,
+                            chunk_map.version,
+                            self._chunks.top,
+                            states,
+                            crcs,
+                            holes,
+                        )
+                    )
+        return sealed
+
+    def _sync(self, layer_ids: set[int]) -> None:
+        self._check()
+        for layer_id in layer_ids:
+            try:
+                self._store.files.sync(layer_id)
+            except VolcoreError:
+                # The kernel may have dropped what it could not write: memory no longer knows.
+                self._chunks.broken = True
+                raise
+
+    def _put(self, sealed: Sequence[Sealed]) -> None:
+        """Write the pages that no newer flush has overtaken."""
+        self._store.layers.put_pages(
+            [
+                Page(item.layer_id, item.chunk_index, item.states, item.crcs)
+                for item in sealed
+                if item.chunk_map.durable_version < item.version
+            ]
+        )
+
+    def _evict(self, sealed: Sequence[Sealed], count: int) -> list[int]:
+        """Take the oldest notes back whose pages agree with their data after this commit."""
+        written = {item.chunk_index: item for item in sealed}
+        evicted: list[int] = []
+        for chunk_index in list(self.noted):
+            if len(evicted) >= count:
+                break
+            stripe = self._chunks.stripe(chunk_index)
+            with stripe.lock:
+                chunk_map = stripe.dirty.get(chunk_index)
+                item = written.get(chunk_index)
+                settled = chunk_map is None or (
+                    item is not None
+                    and item.chunk_map is chunk_map
+                    and item.version == chunk_map.version
+                )
+                if settled:
+                    del self.noted[chunk_index]
+                    evicted.append(chunk_index)
+        if evicted:
+            self._store.layers.delete_notes(self._chunks.top, evicted)
+        return evicted
+
+    def _settle(self, sealed: Sequence[Sealed]) -> None:
+        """Take over that the pages are durable, and free the space they no longer need."""
+        for item in sealed:
+            chunk_map = item.chunk_map
+            stripe = self._chunks.stripe(item.chunk_index)
+            with stripe.lock:
+                chunk_map.durable_version = max(chunk_map.durable_version, item.version)
+                settled = chunk_map.durable_version == chunk_map.version
+                if settled and stripe.dirty.get(item.chunk_index) is chunk_map:
+                    del stripe.dirty[item.chunk_index]
+                if (
+                    item.holes is not None
+                    and chunk_map.holes is not None
+                    and chunk_map.durable_version == item.version
+                    and item.layer_id == self._chunks.top
+                ):
+                    self._punch(item, chunk_map)
+
+    def _punch(self, item: Sealed, chunk_map: ChunkMap) -> None:
+        assert item.holes is not None
+        assert chunk_map.holes is not None
+        base = item.chunk_index * CHUNK_SIZE_BYTES
+        for first, count, wanted in chunkmap.state_runs(item.holes, 0, CHUNK_BLOCKS):
+            if not wanted:
+                continue
+            chunkmap.mark(chunk_map.holes, first, count, 0)
+            for start, length, state in chunkmap.state_runs(item.states, first, count):
+                if state == chunkmap.DATA:
+                    continue
+                for at, blocks, now in chunkmap.state_runs(chunk_map.states, start, length):
+                    if now != chunkmap.DATA:
+                        self._store.files.punch(
+                            item.layer_id, base + at * BLOCK_SIZE_BYTES, blocks * BLOCK_SIZE_BYTES
+                        )
+        if 1 not in chunk_map.holes:
+            chunk_map.holes = None

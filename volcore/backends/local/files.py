@@ -1,0 +1,237 @@
+"""Layer files: sparse files in which block b lives at its own offset, behind few descriptors."""
+
+import ctypes
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Container
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from volcore.errors import (
+    BackendIOError,
+    ExhaustedError,
+    PermissionDeniedError,
+    Reason,
+    VolcoreError,
+)
+
+FILES_OPEN_MAX: Final = 512
+"""Descriptors kept open for layers: 1000 volumes may be open, and 1024 is a usual process limit."""
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
+_SECTOR_BYTES: Final = 512
+"""Unit of st_blocks, whatever the filesystem."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def translated(err: OSError, what: str) -> VolcoreError:
+    """Return our error for a failed call of the operating system on `what`."""
+    if err.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return ExhaustedError(
+            f"no space for {what}: {err.strerror}; free space or grow the disk, then repeat",
+            reason=Reason.POOL_FULL,
+            retryable=True,
+        )
+    if err.errno in {errno.EACCES, errno.EPERM}:
+        return PermissionDeniedError(
+            f"{what} may not be used: {err.strerror}; give this process's user the rights",
+            reason=Reason.PERMISSION_DENIED,
+        )
+    return BackendIOError(
+        f"{what} failed: {err.strerror}; look at the disk", reason=Reason.BACKEND_IO
+    )
+
+
+class _Entry:
+    """An open descriptor and how many calls use it now."""
+
+    __slots__ = ("fd", "kept", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 0
+        self.kept = True
+
+
+class LayerFiles:
+    """All layer files of a pool; usable from any thread.
+
+    *Concurrency*: its locks are leaves: held for no other lock.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Use `directory`, which exists."""
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._sync_lock = threading.Lock()
+        self._created = 0
+        self._created_synced = 0
+
+    def read(self, layer_id: int, target: memoryview, offset_bytes: int) -> int:
+        """Fill `target`; return how many bytes there were, fewer at the end of the file."""
+        entry = self._acquire(layer_id, create=False)
+        if entry is None:
+            return 0
+        try:
+            got = os.preadv(entry.fd, [target], offset_bytes)
+            while 0 < got < len(target):
+                more = os.preadv(entry.fd, [target[got:]], offset_bytes + got)
+                if not more:
+                    break
+                got += more
+        except OSError as err:
+            raise translated(err, f"reading layer {layer_id}") from err
+        finally:
+            self._release(entry)
+        return got
+
+    def write(
+        self, layer_id: int, source: memoryview, offset_bytes: int
+    ) -> tuple[int, VolcoreError | None]:
+        """Write `source`; return how many bytes were written, and what stopped it, if anything."""
+        written = 0
+        try:
+            entry = self._acquire(layer_id, create=True)
+        except VolcoreError as err:
+            return 0, err
+        assert entry is not None
+        try:
+            while written < len(source):
+                written += os.pwrite(entry.fd, source[written:], offset_bytes + written)
+        except OSError as err:
+            return written, translated(err, f"writing layer {layer_id}")
+        finally:
+            self._release(entry)
+        return written, None
+
+    def punch(self, layer_id: int, offset_bytes: int, length_bytes: int) -> None:
+        """Free the space of the range where the filesystem can; what is freed reads as zeroes."""
+        entry = self._acquire(layer_id, create=False)
+        if entry is not None:
+            # A refusal only costs space: nothing points at these blocks any more.
+            _libc.fallocate(entry.fd, _PUNCH_HOLE_KEEP_SIZE, offset_bytes, length_bytes)
+            self._release(entry)
+
+    def sync(self, layer_id: int) -> None:
+        """Make what was written to the layer durable, its name included."""
+        entry = self._acquire(layer_id, create=False)
+        if entry is None:
+            return
+        try:
+            os.fdatasync(entry.fd)
+            self._sync_names()
+        except OSError as err:
+            raise translated(err, f"syncing layer {layer_id}") from err
+        finally:
+            self._release(entry)
+
+    def delete(self, layer_id: int) -> None:
+        """Delete the layer's file, if it has one; a file that stays is swept at the next start."""
+        with self._lock:
+            entry = self._entries.pop(layer_id, None)
+            if entry is not None:
+                entry.kept = False
+                if not entry.users:
+                    os.close(entry.fd)
+        with suppress(OSError):
+            self.path(layer_id).unlink(missing_ok=True)
+
+    def sweep(self, known: Container[int]) -> int:
+        """Delete every file that belongs to no layer in `known`; return how many."""
+        count = 0
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                stem, _, suffix = entry.name.partition(".")
+                if suffix == "data" and stem.isdigit() and int(stem) not in known:
+                    os.unlink(entry.path)
+                    count += 1
+        return count
+
+    def allocated_bytes(self, layer_id: int) -> int:
+        """Return the space that the layer's file occupies."""
+        try:
+            return self.path(layer_id).stat().st_blocks * _SECTOR_BYTES
+        except FileNotFoundError:
+            return 0
+
+    def total_bytes(self) -> int:
+        """Return the space that all files occupy."""
+        total = 0
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    total += entry.stat().st_blocks * _SECTOR_BYTES
+        return total
+
+    def close(self) -> None:
+        """Close every descriptor; syncs nothing."""
+        with self._lock:
+            for entry in self._entries.values():
+                entry.kept = False
+                if not entry.users:
+                    os.close(entry.fd)
+            self._entries.clear()
+
+    def path(self, layer_id: int) -> Path:
+        """Return where the layer's file is."""
+        return self._directory / f"{layer_id}.data"
+
+    def _acquire(self, layer_id: int, *, create: bool) -> _Entry | None:
+        with self._lock:
+            entry = self._entries.get(layer_id)
+            if entry is None:
+                fd = self._open(layer_id, create=create)
+                if fd < 0:
+                    return None
+                entry = self._entries[layer_id] = _Entry(fd)
+                self._evict()
+            else:
+                self._entries.move_to_end(layer_id)
+            entry.users += 1
+            return entry
+
+    def _release(self, entry: _Entry) -> None:
+        with self._lock:
+            entry.users -= 1
+            if not entry.users and not entry.kept:
+                os.close(entry.fd)
+
+    def _open(self, layer_id: int, *, create: bool) -> int:
+        try:
+            return os.open(self.path(layer_id), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not create:
+                return -1
+        except OSError as err:
+            raise translated(err, f"opening layer {layer_id}") from err
+        try:
+            fd = os.open(self.path(layer_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as err:
+            raise translated(err, f"creating layer {layer_id}") from err
+        self._created += 1
+        return fd
+
+    def _evict(self) -> None:
+        """Close the descriptors used longest ago; those in use stay."""
+        surplus = len(self._entries) - FILES_OPEN_MAX
+        for layer_id, entry in list(self._entries.items())[: max(0, surplus)]:
+            if not entry.users:
+                os.close(entry.fd)
+                del self._entries[layer_id]
+
+    def _sync_names(self) -> None:
+        """Make the names of new files durable."""
+        with self._sync_lock:
+            created = self._created
+            if self._created_synced < created:
+                fd = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                self._created_synced = created
