@@ -36,7 +36,11 @@ def raw_pool(access: CephAccess, pool: str) -> Iterator[Any]:
     import rados
 
     with (
-        rados.Rados(conffile=str(access.conf_path), rados_id="admin") as cluster,
+        rados.Rados(
+            conffile=str(access.conf_path),
+            rados_id="admin",
+            conf={"rbd_default_clone_format": "2"},
+        ) as cluster,
         cluster.open_ioctx(pool) as ioctx,
     ):
         yield ioctx

@@ -65,8 +65,16 @@ class Headers:
 
     def image_id(self, name: str) -> str | None:
         """Return the id of the rbd image called `name`, also when it is half made."""
-        with translated(f"look up rbd image {name}"), suppress(NotFoundError):
+        return self.listed_id(name) or self._named_id(name)
+
+    def listed_id(self, name: str) -> str | None:
+        """Return the id that the pool's list of rbd images has for `name`."""
+        with suppress(NotFoundError):
             return _Reader(self._execute("rbd_directory", "dir_get_id", _string(name))).string()
+        return None
+
+    def _named_id(self, name: str) -> str | None:
+        """Return the id in the image's name object, which librbd writes before the list."""
         try:
             return _Reader(self._ioctx.read(f"rbd_id.{name}", 4096)).string()
         except ceph_errors() as err:
@@ -78,6 +86,14 @@ class Headers:
         """Delete the name object that a create cut short left without a directory entry."""
         with suppress(NotFoundError), translated(f"delete rbd_id.{name}"):
             self._ioctx.remove_object(f"rbd_id.{name}")
+
+    def exists(self, image_id: str) -> bool:
+        """Return whether the image has a header."""
+        try:
+            self.size_bytes(image_id)
+        except NotFoundError:
+            return False
+        return True
 
     def mark(self, image_id: str, volume_id: str) -> None:
         """Write into the image whose it is."""

@@ -23,7 +23,7 @@ from volcore.backends.rbd.directory import Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
-from volcore.errors import NotFoundError, PreconditionError, VolcoreError
+from volcore.errors import BackendIOError, NotFoundError, PreconditionError, Reason, VolcoreError
 
 HIDDEN_PREFIX: Final = ".clone-"
 """Snapshots made to clone a live volume; ids never start with a dot."""
@@ -47,12 +47,22 @@ class Reaper:
         self._busy: dict[str, tuple[threading.Lock, int]] = {}
 
     def move_to_trash(self, volume_id: str, image_id: str) -> None:
-        """Take an image's name away, if it still has it; clones and handles keep working."""
+        """Take an image's name away, if it still has it; clones and handles keep working.
+
+        librbd may answer "not found" for a move that failed for another reason, so the list of
+        images has the last word.
+        """
         if self._headers.image_id(volume_id) != image_id:
             return
-        with translated(f"delete volume {volume_id}"):
-            with suppress(NotFoundError), translated(f"delete volume {volume_id}"):
-                bindings().rbd.RBD().trash_move(self._ioctx, volume_id, 0)
+        with suppress(NotFoundError), translated(f"delete volume {volume_id}"):
+            bindings().rbd.RBD().trash_move(self._ioctx, volume_id, 0)
+        if self._headers.listed_id(volume_id) == image_id:
+            raise BackendIOError(
+                f"volume {volume_id} could not be moved to the rbd trash; nothing was deleted,"
+                " look at the cluster's health",
+                reason=Reason.BACKEND_IO,
+            )
+        if self._headers.image_id(volume_id) == image_id:
             self._headers.delete_name(volume_id)
 
     def reap_quietly(self, image_id: str) -> None:
@@ -136,7 +146,7 @@ class Reaper:
             with translated(f"free rbd image {image_id}"):
                 bindings().rbd.RBD().trash_remove(self._ioctx, image_id, True)
         except NotFoundError:
-            return True
+            return not self._headers.exists(image_id)
         except PreconditionError:  # a new clone or a watcher: the next collection tries again
             return False
         return True

@@ -29,6 +29,7 @@ from volcore.errors import (
 )
 
 _POOL_INFO_OBJECT: Final = "rbd_info"
+_TRASH_OBJECT: Final = "rbd_trash"
 
 
 class Session:
@@ -175,6 +176,8 @@ def _init_pool(ioctx: Any, pool: str) -> None:
 
     A user without the right to do it can still use the pool.
     """
+    # A full pool takes no new object, but more rows in one that exists: deleting must go on.
+    OmapObject(ioctx, _TRASH_OBJECT)
     with contextlib.suppress(NotFoundError), translated(f"look at pool {pool}"):
         ioctx.stat(_POOL_INFO_OBJECT)
         return
