@@ -34,9 +34,10 @@ ARROWS: dict[str, set[str]] = {
     "client": VALUES | {"v1", "wire"},
     "cinder": VALUES | {"client"},
     "observability": FOUNDATION,
-    "config": FOUNDATION,
+    "config": VALUES | {"config_reference"},
+    "config_reference": FOUNDATION,
     "api": VALUES | {"backends.contract", "v1", "wire", "engine", "observability"},
-    "cli": VALUES | {"v1", "wire", "client"},
+    "cli": VALUES | {"v1", "wire", "client", "config"},
     "cli.main": FOUNDATION | {"cli", "cli.serve", "cli.version"},
     # Two commands do not talk to a server: they are one.
     "cli.serve": VALUES | {"cli", "config", "daemon"},
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "daemon": {
         "api", "backends", "backends.contract", "backends.local", "backends.memory",
         "backends.rbd", "backends.refusals", "catalog", "catalog.contract", "catalog.omap",
-        "catalog.sqlite", "config", "database", "engine", "errors", "images", "kernels", "limits",
+        "catalog.sqlite", "config", "config_reference", "database", "engine", "errors", "images", "kernels", "limits",
         "model", "nbd",
         "observability", "v1", "wire", "",
     },

@@ -1,5 +1,51 @@
 """`volcore serve`: be the server."""
 
+from pathlib import Path
+from typing import Annotated, Any
 
-def serve() -> None:
-    """Run a server."""
+import typer
+
+
+def serve(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file, see docs/configuration.md. Default: $VOLCORE_CONFIG, else "
+            "/etc/volcore/volcore.toml if it is there, else one embedded pool."
+        ),
+    ] = None,
+    pool_directory: Annotated[
+        Path | None,
+        typer.Option(help="Serve an embedded pool, named 'default', in this directory."),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="unix:///PATH or ADDRESS:PORT for the API; repeatable."),
+    ] = None,
+    nbd_listen: Annotated[
+        list[str] | None,
+        typer.Option(help="unix:///PATH or loopback ADDRESS:PORT for NBD; repeatable."),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error. Default: info.")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="json, or console for people. Default: json.")
+    ] = None,
+) -> None:
+    """Run a server until SIGTERM or Ctrl-C, then stop gracefully. Flags win over the file."""
+    from volcore.config import DEFAULT_POOL, load_config
+    from volcore.daemon import serve as run
+
+    overrides: dict[str, Any] = {}
+    if pool_directory is not None:
+        overrides[f"pools.{DEFAULT_POOL}.backend"] = "local"
+        overrides[f"pools.{DEFAULT_POOL}.directory"] = str(pool_directory.absolute())
+    given = {
+        "server.listen": listen,
+        "nbd.listen": nbd_listen,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    overrides |= {key: value for key, value in given.items() if value is not None}
+    run(load_config(config, overrides=overrides))

@@ -126,6 +126,7 @@ class Session:
 def connect(context: typer.Context, pool: str | None = None) -> Iterator[Session]:
     """Open the connection that the global options ask for."""
     from volcore.client import Client, ClientTls
+    from volcore.config import client_endpoint
 
     settings = settings_of(context)
     files = (settings.tls_ca, settings.tls_certificate, settings.tls_key)
@@ -133,7 +134,7 @@ def connect(context: typer.Context, pool: str | None = None) -> Iterator[Session
     if any(files):
         ca, certificate, key = files
         tls = ClientTls(ca=ca, certificate=certificate, key=key)
-    with Client(settings.endpoint, tls=tls) as client:
+    with Client(settings.endpoint or client_endpoint(), tls=tls) as client:
         if settings.timeout_s is not None:
             client = client.with_options(timeout_s=settings.timeout_s)
         yield Session(client, pool)
