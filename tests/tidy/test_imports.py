@@ -45,7 +45,8 @@ ARROWS: dict[str, set[str]] = {
     "daemon": {
         "api", "backends", "backends.contract", "backends.local", "backends.memory",
         "backends.rbd", "backends.refusals", "catalog", "catalog.contract", "catalog.omap",
-        "catalog.sqlite", "config", "config_reference", "database", "engine", "errors", "images", "kernels", "limits",
+        "catalog.sqlite", "config", "config_reference", "database", "engine", "errors", "images",
+        "kernels", "limits",
         "model", "nbd",
         "observability", "v1", "wire", "",
     },
