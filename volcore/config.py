@@ -1,0 +1,405 @@
+"""Settings: a TOML file, the environment and flags; read once, checked as a whole.
+
+Nothing else reads the environment. Every mistake is found in one go and listed with its place.
+"""
+
+import difflib
+import os
+import re
+import ssl
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from volcore import limits
+from volcore.config_reference import BACKEND, BACKENDS, TABLES, Key, Listen, Refused
+from volcore.errors import InvalidArgumentError, Reason
+from volcore.model.names import check_name
+
+DEFAULT_PATH: Final = Path("/etc/volcore/volcore.toml")
+DEFAULT_POOL: Final = "default"
+_FLAGS: Final = "command line"
+_Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """PEM files of the server; `client_ca` asks every TCP client for a certificate."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """[server]."""
+
+    listen: tuple[Listen, ...]
+    tls: Tls | None = None
+    call_threads: int = limits.CALL_THREADS_DEFAULT
+    shutdown_grace_s: float = limits.SHUTDOWN_GRACE_S_DEFAULT
+    image_directories: tuple[Path, ...] = ()
+    spool_directory: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """[log]."""
+
+    level: str = "info"
+    format: str = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NbdConfig:
+    """[nbd]."""
+
+    listen: tuple[Listen, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPool:
+    """A pool of the embedded backend."""
+
+    name: str
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RbdPool:
+    """A pool of a Ceph cluster."""
+
+    name: str
+    pool: str
+    ceph_conf: Path | None = None
+    user: str = "admin"
+    secret_uuid: str = ""
+    connect_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPool:
+    """A pool for tests."""
+
+    name: str
+
+
+PoolConfig = LocalPool | RbdPool | MemoryPool
+_POOL_CLASSES: Final[Mapping[str, type[PoolConfig]]] = {
+    "local": LocalPool,
+    "rbd": RbdPool,
+    "memory": MemoryPool,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings; `source` is the file they came from, None for the built-in ones."""
+
+    server: ServerConfig
+    log: LogConfig
+    nbd: NbdConfig
+    pools: tuple[PoolConfig, ...]
+    source: Path | None
+    notify_socket: str = ""
+    """Where the service manager wants to hear that the server is ready (NOTIFY_SOCKET)."""
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What is being checked, and the mistakes so far."""
+
+    source: Path | None
+    lines: Mapping[_Path, int]
+    flags: frozenset[_Path]
+    mistakes: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def add(self, path: _Path, problem: str) -> None:
+        """Note a mistake at the key `path`; without a line of its own, at the nearest table."""
+        if any(path[: len(flag)] == flag or flag[: len(path)] == path for flag in self.flags):
+            self.mistakes.append((_FLAGS, 0, f"{'.'.join(path)} {problem}"))
+            return
+        near = path
+        while near and near not in self.lines:
+            near = near[:-1]
+        place = str(self.source or _FLAGS)
+        self.mistakes.append((place, self.lines.get(near, 0), f"{'.'.join(path)} {problem}"))
+
+    def fail(self) -> None:
+        """Raise if there are mistakes."""
+        if self.mistakes:
+            raise _config_error(self.mistakes)
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Return the settings of a server.
+
+    Args:
+        path: the file; None: VOLCORE_CONFIG, else the default file if it exists, else built-in.
+        overrides: flags, by dotted key (`server.listen`), with values as the file has them.
+        environ: the environment; None: the process's own.
+
+    Raises:
+        InvalidArgumentError: CONFIG_INVALID; the message lists every mistake, one a line.
+    """
+    environ = os.environ if environ is None else environ
+    source = _find_source(path, environ)
+    text = "" if source is None else _read(source)
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise _syntax_error(source, err) from err
+    flags = {tuple(key.split(".")): value for key, value in (overrides or {}).items()}
+    for keys, value in flags.items():
+        _put(raw, keys, value)
+    findings = _Findings(source, key_lines(text), frozenset(flags))
+    for name in raw:
+        if name not in TABLES and name != "pools":
+            findings.add((name,), f"is not known{_suggest(name, [*TABLES, 'pools'])}")
+    values = {
+        name: _check_table(findings, (name,), raw.get(name, {}), keys)
+        for name, keys in TABLES.items()
+    }
+    pools = _check_pools(findings, raw.get("pools", {}), environ)
+    tls = _check_tls(findings, values["server"])
+    _check_exposed(findings, values["server"], tls)
+    findings.fail()
+    runtime = runtime_directory(environ)
+    server = {k: v for k, v in values["server"].items() if not k.startswith("tls_")}
+    server.setdefault("listen", (Listen(path=runtime / "volcore.sock"),))
+    values["nbd"].setdefault("listen", (Listen(path=runtime / "nbd.sock"),))
+    return Config(
+        server=ServerConfig(tls=tls, **server),
+        log=LogConfig(**values["log"]),
+        nbd=NbdConfig(**values["nbd"]),
+        pools=pools,
+        source=source,
+        notify_socket=environ.get("NOTIFY_SOCKET", ""),
+    )
+
+
+def client_endpoint(environ: Mapping[str, str] | None = None) -> str:
+    """Return where clients look for a server: VOLCORE_ENDPOINT, else the default socket."""
+    environ = os.environ if environ is None else environ
+    default = Listen(path=runtime_directory(environ) / "volcore.sock")
+    return environ.get("VOLCORE_ENDPOINT") or str(default)
+
+
+def runtime_directory(environ: Mapping[str, str]) -> Path:
+    """Return where sockets are by default."""
+    if os.geteuid() == 0:
+        return Path("/run/volcore")
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "volcore"
+    return _data_directory(environ) / "run"
+
+
+def _data_directory(environ: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/volcore")
+    if data := environ.get("XDG_DATA_HOME"):
+        return Path(data) / "volcore"
+    return Path(environ.get("HOME") or "/") / ".local/share/volcore"
+
+
+def key_lines(text: str) -> dict[_Path, int]:
+    """Return the line (from 1) of every key and table of a TOML text that is well formed.
+
+    tomllib tells no places, so each statement is cut out by growing it until it parses.
+    """
+    lines = text.splitlines()
+    found: dict[_Path, int] = {}
+    prefix: _Path = ()
+    at = 0
+    while at < len(lines):
+        end, parsed = _statement(lines, at)
+        header = lines[at].lstrip().startswith("[")
+        if header:
+            prefix = ()
+        _note(found, parsed, prefix, at + 1)
+        if header:
+            prefix = _chain(parsed)
+        at = end
+    return found
+
+
+def _statement(lines: list[str], at: int) -> tuple[int, dict[str, Any]]:
+    for end in range(at + 1, len(lines) + 1):
+        try:
+            return end, tomllib.loads("\n".join(lines[at:end]))
+        except tomllib.TOMLDecodeError:
+            continue
+    return at + 1, {}
+
+
+def _note(found: dict[_Path, int], parsed: Any, prefix: _Path, line: int) -> None:
+    if isinstance(parsed, dict):
+        for key, value in parsed.items():
+            found.setdefault((*prefix, key), line)
+            _note(found, value, (*prefix, key), line)
+
+
+def _chain(parsed: Any) -> _Path:
+    """Return the name of the table that a header opens."""
+    if isinstance(parsed, list):
+        return _chain(parsed[0])
+    if not parsed:
+        return ()
+    key, value = next(iter(parsed.items()))
+    return (key, *_chain(value))
+
+
+def _find_source(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if path is not None:
+        return path
+    if named := environ.get("VOLCORE_CONFIG"):
+        return Path(named)
+    return DEFAULT_PATH if DEFAULT_PATH.exists() else None
+
+
+def _read(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8")
+    except OSError as err:
+        raise _config_error([(str(source), 0, f"cannot be read: {err.strerror}")]) from err
+    except UnicodeDecodeError as err:
+        raise _config_error([(str(source), 0, "is not UTF-8 text")]) from err
+
+
+def _put(raw: dict[str, Any], keys: _Path, value: Any) -> None:
+    for key in keys[:-1]:
+        inner = raw.setdefault(key, {})
+        if not isinstance(inner, dict):
+            return
+        raw = inner
+    raw[keys[-1]] = value
+
+
+def _check_table(
+    findings: _Findings, path: _Path, raw: Any, keys: Mapping[str, Key]
+) -> dict[str, Any]:
+    """Return the checked values of a table; what is wrong goes to `findings`."""
+    if not isinstance(raw, dict):
+        findings.add(path, "must be a table")
+        return {}
+    values: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name not in keys:
+            findings.add((*path, name), f"is not known{_suggest(name, keys)}")
+            continue
+        try:
+            values[name] = keys[name].check(value)
+        except Refused as err:
+            findings.add((*path, name), str(err))
+    return values
+
+
+def _check_pools(
+    findings: _Findings, raw: Any, environ: Mapping[str, str]
+) -> tuple[PoolConfig, ...]:
+    if not isinstance(raw, dict):
+        findings.add(("pools",), "must hold one table for each pool")
+        return ()
+    if not raw:
+        directory = _data_directory(environ) / DEFAULT_POOL
+        return (LocalPool(name=DEFAULT_POOL, directory=directory),)
+    pools = [_check_pool(findings, name, table) for name, table in raw.items()]
+    directories: dict[Path, str] = {}
+    for pool in pools:
+        if isinstance(pool, LocalPool):
+            first = directories.setdefault(Path(os.path.normpath(pool.directory)), pool.name)
+            if first != pool.name:
+                findings.add(("pools", pool.name, "directory"), f"is that of pool {first} already")
+    return tuple(pool for pool in pools if pool is not None)
+
+
+def _check_pool(findings: _Findings, name: str, raw: Any) -> PoolConfig | None:
+    path = ("pools", name)
+    try:
+        check_name(name, field="pool")
+    except InvalidArgumentError as err:
+        findings.add(path, f"is no good name: {err.message}")
+    if not isinstance(raw, dict):
+        findings.add(path, "must be a table")
+        return None
+    backend = raw.get("backend")
+    if backend is None:
+        findings.add(path, f"needs the key backend: {', '.join(BACKENDS)}")
+        return None
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        _check_table(findings, path, {"backend": backend}, {"backend": BACKEND})
+        return None
+    keys = BACKENDS[backend]
+    values = _check_table(findings, path, raw, {"backend": BACKEND, **keys})
+    del values["backend"]
+    missing = [one for one, key in keys.items() if key.default == "required" and one not in raw]
+    for one in missing:
+        findings.add(path, f"needs the key {one}")
+    if missing or any(key.default == "required" and one not in values for one, key in keys.items()):
+        return None
+    return _POOL_CLASSES[backend](name=name, **values)
+
+
+def _check_tls(findings: _Findings, server: Mapping[str, Any]) -> Tls | None:
+    certificate, key = server.get("tls_certificate"), server.get("tls_key")
+    if certificate is None or key is None:
+        for given in ("tls_certificate", "tls_key", "tls_client_ca"):
+            if given in server:
+                findings.add(("server", given), "needs tls_certificate and tls_key, both of them")
+                break
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError):
+        findings.add(("server", "tls_key"), f"does not fit to the certificate in {certificate}")
+    client_ca = server.get("tls_client_ca")
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (ssl.SSLError, OSError):
+            findings.add(("server", "tls_client_ca"), f"names {client_ca}, which is no PEM file")
+    return Tls(certificate=certificate, key=key, client_ca=client_ca)
+
+
+def _check_exposed(findings: _Findings, server: Mapping[str, Any], tls: Tls | None) -> None:
+    """Refuse to talk in the clear to other machines."""
+    for one in server.get("listen", ()):
+        if tls is None and not one.loopback:
+            findings.add(
+                ("server", "listen"),
+                f"has {one}, which other machines can reach: set tls_certificate and tls_key, or "
+                "use a loopback address",
+            )
+    if server.get("listen") == ():
+        findings.add(("server", "listen"), "is empty; name at least one address")
+
+
+def _suggest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _syntax_error(source: Path | None, err: tomllib.TOMLDecodeError) -> InvalidArgumentError:
+    place = re.search(r"\(at line (\d+), column \d+\)", str(err))
+    line = int(place[1]) if place else 0
+    problem = str(err).removesuffix(place[0]).strip() if place else str(err)
+    return _config_error([(str(source), line, f"is not valid TOML: {problem}")])
+
+
+def _config_error(mistakes: list[tuple[str, int, str]]) -> InvalidArgumentError:
+    count = len(mistakes)
+    head = f"the configuration has {count} mistake{'s' if count > 1 else ''}; correct and repeat:"
+    rows = [
+        f"{place}:{line}: {problem}" if line else f"{place}: {problem}"
+        for place, line, problem in sorted(mistakes)
+    ]
+    return InvalidArgumentError("\n  ".join([head, *rows]), reason=Reason.CONFIG_INVALID)
