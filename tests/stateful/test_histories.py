@@ -1,0 +1,67 @@
+"""Random histories against the memory backend; VOLCORE_TEST_PROFILE=nightly runs many more."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+
+from volcore.backends.contract import VolumeBackend
+from volcore.backends.local import LocalBackend, LocalStore
+from volcore.backends.memory import MemoryBackend
+from volcore.testing.stateful import VolumeMachine
+
+NIGHTLY = os.environ.get("VOLCORE_TEST_PROFILE") == "nightly"
+
+
+def profile(examples: int) -> settings:
+    return settings(
+        max_examples=examples * 50 if NIGHTLY else examples,
+        stateful_step_count=100 if NIGHTLY else 40,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+class LocalMachine(VolumeMachine):
+    def start(self) -> VolumeBackend:
+        self.directory = Path(tempfile.mkdtemp(prefix="volcore-"))
+        return self._opened()
+
+    def _opened(self) -> VolumeBackend:
+        self.store = LocalStore.open(self.directory)
+        backend = LocalBackend(self.store)
+        backend.open()
+        return backend
+
+    def restart(self, *, kill: bool) -> VolumeBackend:
+        if kill:
+            self.store.close()
+        else:
+            self.backend.close()
+        return self._opened()
+
+    def check_empty(self) -> None:
+        assert list((self.directory / "layers").iterdir()) == []
+        for table in ("layer", "volume", "snapshot", "page", "dirty"):
+            assert self.store.database.query(f"SELECT * FROM {table}") == []
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self.store.close()
+            shutil.rmtree(self.directory)
+
+
+class MemoryMachine(VolumeMachine):
+    def start(self) -> VolumeBackend:
+        return MemoryBackend()
+
+
+TestLocalHistories = LocalMachine.TestCase
+TestLocalHistories.settings = profile(30)
+TestMemoryHistories = MemoryMachine.TestCase
+TestMemoryHistories.settings = profile(3)
