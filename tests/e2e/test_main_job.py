@@ -4,8 +4,8 @@ import json
 import subprocess
 
 import pytest
-from volcore.cli.connection import blockdev
 
+from volcore.cli.connection import blockdev
 from volcore.limits import MIB
 from volcore.v1 import attachment_pb2 as attachment
 from volcore.v1 import volume_pb2
@@ -76,7 +76,7 @@ def test_export_is_what_went_in(site, golden, golden_qcow2, tmp_path, form):
 
 
 def test_snapshot_revert_and_growth(site, golden_qcow2):
-    """Write, snapshot, write, revert: the first write is back; a larger clone reads zeroes behind."""
+    """Write, snapshot, write, revert: the first write is back; a larger clone ends in zeroes."""
     with site.server.client() as client:
         image = client.import_image("pools/p/images/gold", golden_qcow2)
         client.create_volume("pools/p/volumes/v", image=image.name, size_bytes=96 * MIB)

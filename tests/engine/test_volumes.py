@@ -280,8 +280,36 @@ def test_missing_things_are_not_found(bench):
     engine.attachments.detach("p", "a", "h")
 
 
+@pytest.mark.parametrize("bench", ["memory", "local"], indirect=True)
 def test_attaching_without_an_exporter_is_refused(bench):
-    """A pool that needs NBD says which setting is missing."""
+    """A pool that needs NBD says which setting is missing; nothing is recorded."""
     bench.engine.volumes.create("p", blank("a"))
     with pytest.raises(VolcoreError, match=r"\[nbd\] listen"):
         bench.engine.attachments.attach("p", "a", "h", AccessMode.READ_ONLY)
+    bench.engine.volumes.delete("p", "a")
+
+
+def test_one_writer_or_many_readers(served):
+    """The same attachment again is the same; what would let two hosts write is refused by name."""
+    attachments = served.engine.attachments
+    served.engine.volumes.create("p", blank("a"))
+    first = attachments.attach("p", "a", "h1", AccessMode.READ_WRITE)
+    assert attachments.attach("p", "a", "h1", AccessMode.READ_WRITE) == first
+    with pytest.raises(ConflictError):
+        attachments.attach("p", "a", "h1", AccessMode.READ_ONLY)
+    for mode in AccessMode:
+        with pytest.raises(PreconditionError) as caught:
+            attachments.attach("p", "a", "h2", mode)
+        assert caught.value.blockers[0].name == "pools/p/volumes/a/attachments/h1"
+    with pytest.raises(PreconditionError):
+        served.engine.volumes.delete("p", "a")
+    attachments.detach("p", "a", "h1")
+    attachments.detach("p", "a", "h1")
+    attachments.attach("p", "a", "h1", AccessMode.READ_ONLY)
+    attachments.attach("p", "a", "h2", AccessMode.READ_ONLY)
+    with pytest.raises(PreconditionError):
+        attachments.attach("p", "a", "h3", AccessMode.READ_WRITE)
+    assert [view.record.host for view in attachments.list("p", "a", limit=9)] == ["h1", "h2"]
+    for host in ("h1", "h2"):
+        attachments.detach("p", "a", host)
+    served.engine.volumes.delete("p", "a")

@@ -39,6 +39,7 @@ class Attachments:
         names.check_name(host, field="host")
         with at.locks.hold([volume_lock(volume)]):
             record = at.volume(names.check_name(volume, field="volume"))
+            _check_reachable(at)
             others = _attachments(at, record)
             mine = next((a for a in others if a.host == host), None)
             if mine is None:
@@ -146,16 +147,22 @@ def _check_alone(at: Pool, volume: Volume, others: list[Attachment], mode: Acces
         )
 
 
+def _check_reachable(at: Pool) -> None:
+    """Refuse to attach volumes that nobody could reach."""
+    if at.exporter is None and not isinstance(at.backend, SupportsDirectAttach):
+        raise NotSupportedError(
+            f"pool {at.name!r} needs an NBD address to attach volumes; set [nbd] listen",
+            reason=Reason.CAPABILITY_ABSENT,
+        )
+
+
 def _connect(at: Pool, volume: Volume, mode: AccessMode) -> NbdConnection | RbdConnection:
     """Return where the volume is, offering it first where that is needed."""
     read_only = mode is AccessMode.READ_ONLY
     if isinstance(at.backend, SupportsDirectAttach):
         return at.backend.connection(volume.backend_id, read_only=read_only)
-    if at.exporter is None:
-        raise NotSupportedError(
-            f"pool {at.name!r} needs an NBD address to attach volumes; set [nbd] listen",
-            reason=Reason.CAPABILITY_ABSENT,
-        )
+    _check_reachable(at)
+    assert at.exporter is not None
     opener = partial(_open, at, volume.backend_id)
     return at.exporter.publish(export_name(at, volume), opener, read_only=read_only)
 
