@@ -70,7 +70,11 @@ def show_table(columns: Columns, items: Iterable[Any]) -> None:
         )
     for item in items:
         table.add_row(*(_escaped(cell(item)) for _, cell in columns))
-    stdout().print(table)
+    console = stdout()
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print_line(line.rstrip())
 
 
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:

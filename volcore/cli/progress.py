@@ -41,6 +41,8 @@ class ByteProgress:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:  # the last word of the work need not have come
+            self.update(max(self._done_bytes, self._total_bytes), self._total_bytes)
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:

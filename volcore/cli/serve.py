@@ -48,4 +48,4 @@ def serve(
         "log.format": log_format,
     }
     overrides |= {key: value for key, value in given.items() if value is not None}
-    run(load_config(config, overrides=overrides))
+    raise typer.Exit(run(load_config(config, overrides=overrides)))
