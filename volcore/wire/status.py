@@ -47,7 +47,7 @@ _CLASSES: Final[dict[str, type[VolcoreError]]] = {
         errors.InvariantViolationError,
     )
 }
-_BARE_REASONS: Final = {
+BARE_REASONS: Final = {
     "INVALID_ARGUMENT": Reason.BAD_FIELD,
     "OUT_OF_RANGE": Reason.BAD_FIELD,
     "NOT_FOUND": Reason.OBJECT_NOT_FOUND,
@@ -187,7 +187,7 @@ def error_of(
     if reason in Reason.__members__:
         known = Reason(reason)
     else:
-        known = _BARE_REASONS.get(status_name, Reason.INVARIANT_VIOLATION)
+        known = BARE_REASONS.get(status_name, Reason.INVARIANT_VIOLATION)
         facts["newer_reason"] = reason
     kind = _CLASSES.get(status_name, errors.InvariantViolationError)
     if status_name == errors.BackendIOError.status and known is Reason.BACKEND_IO:
@@ -199,7 +199,7 @@ def error_of(
 
 def _bare(status_name: str, message: str) -> VolcoreError:
     """Return the error for a status without our details."""
-    reason = _BARE_REASONS.get(status_name, Reason.INVARIANT_VIOLATION)
+    reason = BARE_REASONS.get(status_name, Reason.INVARIANT_VIOLATION)
     if status_name == "RESOURCE_EXHAUSTED" and _TOO_LARGE in message:
         reason = Reason.MESSAGE_TOO_LARGE
     sentence = _BARE_SENTENCES.get(reason, "the call failed ({}); report it with the request id")
