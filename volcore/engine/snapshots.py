@@ -115,7 +115,7 @@ def _same(existing: Snapshot, source: Volume, labels: dict[str, str]) -> Snapsho
 def _check_room(at: Pool, volume: str) -> None:
     """Refuse a snapshot beyond the backend's limit."""
     most = at.backend.caps.snapshots_max
-    if len(at.list(Snapshot, prefix=f"{volume}/", limit=most)) >= most:
+    if len(at.catalog.list(Snapshot.KIND, prefix=f"{volume}/", limit=most)) >= most:
         raise ExhaustedError(
             f"volume {volume!r} has {most} snapshots, the most that its pool allows; "
             "delete some first",

@@ -6,8 +6,10 @@ rewritten. Times are integer nanoseconds since the epoch, UTC.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import cache, partial
 from typing import Any, ClassVar, Final, Self, get_type_hints
 
 from volcore.errors import IntegrityError, Reason
@@ -86,9 +88,8 @@ class Record:
                     "it was left alone: use the newer server",
                     reason=Reason.BAD_RECORD,
                 )
-            hints = get_type_hints(cls)
-            known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-            return cls(**{k: _typed(hints[k], v) for k, v in body.items() if k in known})
+            readers = _readers(cls)
+            return cls(**{k: readers[k](v) for k, v in body.items() if k in readers})
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise IntegrityError(
                 f"a {cls.KIND} record of the catalog cannot be read: {err}; restore the catalog",
@@ -102,17 +103,30 @@ class Record:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    """Rebuild enums and nested values from their JSON form."""
-    if value is None:
-        return None
+@cache
+def _readers(record: Any) -> dict[str, Callable[[Any], Any]]:
+    """Return what rebuilds each field of a record from its JSON form."""
+    return {name: _reader(hint) for name, hint in get_type_hints(record).items() if name != "KIND"}
+
+
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Return what rebuilds a value of this type: enums and nested values; others stay."""
     for candidate in getattr(hint, "__args__", ()) or (hint,):
         if isinstance(candidate, type) and issubclass(candidate, StrEnum):
-            return candidate(value)
+            return candidate
         if isinstance(candidate, type) and hasattr(candidate, "__dataclass_fields__"):
-            return candidate(
-                **{k: _typed(t, value[k]) for k, t in get_type_hints(candidate).items()}
-            )
+            return partial(_nested, candidate)
+    return _same
+
+
+def _nested(kind: type, value: Any) -> Any:
+    if value is None:
+        return None
+    readers = _readers(kind)
+    return kind(**{key: readers[key](part) for key, part in value.items()})
+
+
+def _same(value: Any) -> Any:
     return value
 
 
