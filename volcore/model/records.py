@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar, Final, Self, get_type_hints
 
 from volcore.errors import IntegrityError, Reason
@@ -103,10 +103,16 @@ class Record:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
-@cache
+_READERS: Final[dict[Any, dict[str, Callable[[Any], Any]]]] = {}
+
+
 def _readers(record: Any) -> dict[str, Callable[[Any], Any]]:
-    """Return what rebuilds each field of a record from its JSON form."""
-    return {name: _reader(hint) for name, hint in get_type_hints(record).items() if name != "KIND"}
+    """Return what rebuilds each field of a record from its JSON form; worked out once."""
+    if record not in _READERS:
+        hints = get_type_hints(record)
+        hints.pop("KIND", None)
+        _READERS[record] = {name: _reader(hint) for name, hint in hints.items()}
+    return _READERS[record]
 
 
 def _reader(hint: Any) -> Callable[[Any], Any]:
