@@ -36,7 +36,10 @@ RENEW_S: Final = 10
 LOCK_OBJECT: Final = "volcore_catalog"
 LOCK_NAME: Final = "volcore.server"
 
+_EXCLUSIVE: Final = 1
 _MUST_RENEW: Final = 2
+_LOST: Final = {errno.EBUSY, errno.EEXIST, errno.ENOENT, errno.ESHUTDOWN}
+"""Another server has it, or has had us fenced off; renewing will not help."""
 _ATTEMPTS: Final = 3
 _LOG: Final = logging.getLogger(__name__)
 
@@ -93,14 +96,23 @@ class PoolLease:
                 self._ioctx.unlock(LOCK_OBJECT, LOCK_NAME, self._cookie)
 
     def _try(self, *, flags: int) -> bool:
-        """Take or renew the lock; return whether it is ours now."""
+        """Take or renew the lock; return whether it is ours now.
+
+        Not by `Ioctx.lock_exclusive`: that one leaves the microseconds of the duration to chance.
+        """
+        body = (
+            _string(LOCK_NAME)
+            + struct.pack("<B", _EXCLUSIVE)
+            + _string(self._cookie)
+            + _string("")
+            + _string(self._text)
+            + struct.pack("<IIB", LEASE_S, 0, flags)
+        )
         started_s = time.monotonic()
         try:
-            self._ioctx.lock_exclusive(
-                LOCK_OBJECT, LOCK_NAME, self._cookie, self._text, LEASE_S, flags
-            )
+            self._ioctx.execute(LOCK_OBJECT, "lock", "lock", _struct(body))
         except ceph_errors() as err:
-            if errno_of(err) in {errno.EBUSY, errno.EEXIST, errno.ENOENT}:
+            if errno_of(err) in _LOST:
                 return False
             raise error_of(err, f"lock pool {self._pool}") from err
         self._deadline_s = started_s + LEASE_S

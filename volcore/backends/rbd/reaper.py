@@ -11,6 +11,7 @@ Invariants:
    leaves is freed by `collect`.
 """
 
+import errno
 import logging
 import threading
 from collections.abc import Iterator
@@ -143,13 +144,25 @@ class Reaper:
         if not self._delete_snapshots(image_id):
             return False
         try:
-            with translated(f"free rbd image {image_id}"):
-                bindings().rbd.RBD().trash_remove(self._ioctx, image_id, True)
+            self._remove(image_id, name)
         except NotFoundError:
             return not self._headers.exists(image_id)
         except PreconditionError:  # a new clone or a watcher: the next collection tries again
             return False
         return True
+
+    def _remove(self, image_id: str, name: str) -> None:
+        """Remove a trashed image, finishing first its move there if a crash cut that short."""
+        librbd = bindings().rbd.RBD()
+        try:
+            with translated(f"free rbd image {image_id}"):
+                librbd.trash_remove(self._ioctx, image_id, True)
+        except BackendIOError as err:
+            if err.context.get("errno") != str(errno.EUCLEAN):
+                raise
+            with translated(f"free rbd image {image_id}"):
+                librbd.trash_move(self._ioctx, name, 0)
+                librbd.trash_remove(self._ioctx, image_id, True)
 
     def _delete_snapshots(self, image_id: str) -> bool:
         """Delete all snapshots of a trashed image; return False if clones need some of them."""
