@@ -123,11 +123,17 @@ class NbdServer:
         try:
             for address in self._wanted:
                 self._listeners.append(_listen(address))
+            selector = selectors.DefaultSelector()
             self._wake_read, self._wake_write = os.pipe()
         except BaseException:
             self._close_listeners()
             raise
-        self._thread = threading.Thread(target=self._accept_loop, name="volcore-nbd", daemon=True)
+        selector.register(self._wake_read, selectors.EVENT_READ)
+        for listener, _ in self._listeners:
+            selector.register(listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(
+            target=self._accept_loop, args=(selector,), name="volcore-nbd", daemon=True
+        )
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
@@ -175,11 +181,8 @@ class NbdServer:
         with self._lock:
             return list(self._connections)
 
-    def _accept_loop(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_read, selectors.EVENT_READ)
-            for listener, _ in self._listeners:
-                selector.register(listener, selectors.EVENT_READ)
+    def _accept_loop(self, selector: selectors.BaseSelector) -> None:
+        with selector:
             while not self._stopping.is_set():
                 for key, _ in selector.select():
                     if isinstance(key.fileobj, socket.socket):
