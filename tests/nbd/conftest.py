@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from volcore.backends.contract import VolumeBackend
+from volcore.backends.local import LocalBackend, LocalStore
 from volcore.backends.memory import MemoryBackend
 from volcore.limits import MIB
 from volcore.nbd import ExportTable, NbdServer, UnixAddress
@@ -70,9 +71,15 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
-@pytest.fixture
-def backend() -> Iterator[VolumeBackend]:
-    backend = MemoryBackend()
+@pytest.fixture(params=["memory", "local"])
+def backend(
+    nothing_leaks: None, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[VolumeBackend]:
+    backend: VolumeBackend
+    if request.param == "memory":
+        backend = MemoryBackend()
+    else:
+        backend = LocalBackend(LocalStore.open(tmp_path / "pool"))
     backend.open()
     backend.create("v1", VOLUME_SIZE_BYTES)
     yield backend
@@ -80,7 +87,7 @@ def backend() -> Iterator[VolumeBackend]:
 
 
 @pytest.fixture
-def place(nothing_leaks: None, backend: VolumeBackend, tmp_path: Path) -> Iterator[Place]:
+def place(backend: VolumeBackend, tmp_path: Path) -> Iterator[Place]:
     exports = ExportTable()
     path = tmp_path / "nbd.sock"
     server = NbdServer(UnixAddress(path), exports=exports)

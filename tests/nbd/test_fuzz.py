@@ -4,6 +4,7 @@ import socket
 import struct
 from contextlib import suppress
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +54,7 @@ def is_alive(place: Place) -> bool:
         return client.read(0, 5) == b"alive"
 
 
+@pytest.mark.parametrize("backend", ["memory"], indirect=True)
 @FUZZ
 @given(flags=st.one_of(st.just(3), st.integers(0, 2**32 - 1)), messages=st.lists(options))
 def test_handshakes(place: Place, flags: int, messages: list[bytes]) -> None:

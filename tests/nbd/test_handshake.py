@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from volcore.errors import BackendIOError, Reason
-from volcore.nbd import ExportTable, NbdServer, TcpAddress, UnixAddress
+from volcore.nbd import NbdServer, TcpAddress, UnixAddress
 from volcore.nbd.protocol import Cursor
 
 from . import client as c
 from .client import HungUpError, RawClient
 from .conftest import VOLUME_SIZE_BYTES, Place, wait_for
+
+pytestmark = pytest.mark.parametrize("backend", ["memory"], indirect=True)
 
 WRITABLE = 1 | 4 | 8 | 32 | 64 | 256 | 2048
 READ_ONLY = 1 | 2 | 4 | 8 | 256
@@ -181,11 +183,11 @@ def test_a_wrong_magic_ends_the_connection(place: Place) -> None:
 
 
 @pytest.mark.parametrize("trickle", [False, True])
-def test_a_silent_client_loses_its_place(tmp_path: Path, trickle: bool) -> None:
+def test_a_silent_client_loses_its_place(place: Place, tmp_path: Path, trickle: bool) -> None:
     path = tmp_path / "s"
     with (
         NbdServer(
-            UnixAddress(path), exports=ExportTable(), connections_max=1, option_timeout_s=0.3
+            UnixAddress(path), exports=place.exports, connections_max=1, option_timeout_s=0.3
         ) as server,
         RawClient(path, flags=None if not trickle else 3) as silent,
     ):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from volcore.backends.local import LocalBackend
 from volcore.errors import IntegrityError, Reason
 from volcore.limits import KIB, MIB
 from volcore.nbd import NbdServer, TcpAddress, private_export
@@ -141,6 +142,22 @@ def test_qemu_io_gets_an_error_for_damaged_data(place: Place) -> None:
     for length in ("4k", "1M"):
         out = qemu_io(place.uri("damaged"), f"write 0 {length}", f"read 0 {length}", code=1)
         assert "read failed: Input/output error" in out
+
+
+@pytest.mark.parametrize("backend", ["local"], indirect=True)
+def test_a_flipped_bit_on_the_disk_is_an_error_to_qemu(place: Place) -> None:
+    qemu_io(place.uri(), "write -P 0x41 0 2M", "flush")
+    place.wait_closed()
+    assert isinstance(place.backend, LocalBackend)
+    store = place.backend._store
+    point = store.layers.find_volume("v1")
+    assert point is not None
+    with store.files.path(point.layer_id).open("r+b") as file:
+        file.seek(MIB + 77)
+        file.write(b"B")
+    out = qemu_io(place.uri(), "read -P 0x41 0 1M", "read 0 2M", "read 1M 4k", code=1)
+    assert out.count("read failed: Input/output error") == 2
+    assert "read 1048576/1048576 bytes at offset 0" in out
 
 
 def test_nbdinfo(place: Place) -> None:
