@@ -44,23 +44,21 @@ class LocalSite(Site):
         database = sqlite3.connect(self.server.pool_directory / "volcore.db")
         try:
             reach = database.execute(
-                "WITH RECURSIVE live(id) AS (SELECT top_layer FROM volume UNION SELECT layer_id"
+                "WITH RECURSIVE live(id) AS (SELECT top_layer FROM volume UNION SELECT layer"
                 " FROM snapshot UNION SELECT parent_id FROM layer JOIN live USING (id)"
                 " WHERE parent_id IS NOT NULL) SELECT id FROM live"
             )
             live = {row[0] for row in reach}
             rows = {row[0] for row in database.execute("SELECT id FROM layer")}
+            pages = {row[0] for row in database.execute("SELECT layer_id FROM page")}
         finally:
             database.close()
-        files = {
-            path.name.split(".")[0] for path in (self.server.pool_directory / "layers").iterdir()
-        }
-        strays = {
-            name
-            for name in files
-            if not any(str(row) == name or int(name, 16) == row for row in rows)
-        }
-        return [f"layer {row}" for row in rows - live] + [f"file {name}" for name in strays]
+        files = {int(path.stem) for path in (self.server.pool_directory / "layers").iterdir()}
+        return [
+            *(f"layer {row}" for row in rows - live),
+            *(f"pages of layer {row}" for row in pages - rows),
+            *(f"file of layer {number}" for number in files - rows),
+        ]
 
 
 class RbdSite(Site):

@@ -8,10 +8,11 @@ import pytest
 from volcore.cli.connection import blockdev
 from volcore.limits import MIB
 from volcore.v1 import attachment_pb2 as attachment
-from volcore.v1 import volume_pb2
+from volcore.v1 import image_pb2, volume_pb2
 
 READ_ONLY = attachment.ACCESS_MODE_READ_ONLY
 READ_WRITE = attachment.ACCESS_MODE_READ_WRITE
+FORMATS = {"raw": image_pb2.IMAGE_FORMAT_RAW, "qcow2": image_pb2.IMAGE_FORMAT_QCOW2}
 
 
 def qemu_img(*words: object) -> str:
@@ -23,7 +24,7 @@ def qemu_img(*words: object) -> str:
 def attached(client, volume: str, host: str, mode: int = READ_ONLY) -> str:
     """Attach and return the volume as a QEMU file name."""
     made = client.attach_volume(f"pools/p/volumes/{volume}", host, access_mode=mode)
-    return "json:" + json.dumps(blockdev(made))
+    return "json:" + json.dumps({"driver": "raw", "file": blockdev(made)})
 
 
 def test_untouched_clone_is_identical(site, golden, golden_qcow2):
@@ -69,7 +70,7 @@ def test_export_is_what_went_in(site, golden, golden_qcow2, tmp_path, form):
     target = tmp_path / f"out.{form}"
     with site.server.client() as client:
         image = client.import_image("pools/p/images/gold", golden_qcow2)
-        client.export_image(image.name, target, form)
+        client.export_image(image.name, target, format=FORMATS[form])
     assert "identical" in qemu_img("compare", "-f", "raw", "-F", form, golden, target)
     if form == "qcow2":
         qemu_img("check", target)
