@@ -29,7 +29,7 @@ from demo_stage import (
     Table,
     console,
     content_digest,
-    is_group_alive,
+    processes_of,
     run,
     stop_by_signal,
     volcore,
@@ -373,10 +373,11 @@ def show(chosen: argparse.Namespace, work: Path, start_s: float) -> int:
             server = running.enter_context(Server(config, socket, work / "server.log"))
             note.append("private Unix socket")
         demo.play(stage, server)
-        with demo.table.step("SIGTERM, and the server ends") as note:
+        with demo.table.step("SIGTERM, and the server ends"):
             code = server.stop()
-            note.append(f"exit code {code}")
-        demo.table.prove("nothing is left running", code == 0 and not is_group_alive(server.group))
+        demo.table.prove("it ended well", code == 0, f"exit code {code}")
+    left = processes_of(work)
+    demo.table.prove("nothing is left running", not left, ", ".join(left))
     spent = format_duration(time.monotonic() - start_s)
     console.print(
         f"\n[bold green]{demo.table.proof_count} claims, all proven[/bold green], {spent}\n"

@@ -122,12 +122,6 @@ class Server:
                 else:
                     return
 
-    @property
-    def group(self) -> int:
-        """Id of the process group of the server and all it started."""
-        assert self._process is not None
-        return self._process.pid
-
     def stop(self) -> int:
         """Ask it to stop with SIGTERM and return its exit code."""
         assert self._process is not None
@@ -264,13 +258,15 @@ def content_digest(raw: Path) -> str:
     return f"sha256-4m:{outer.hexdigest()}"
 
 
-def is_group_alive(group: int) -> bool:
-    """Say whether any process of a process group still runs."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def processes_of(work: Path) -> list[str]:
+    """Return the processes whose command line names the demo's own directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if entry.name.isdigit() and any(str(work) in word for word in words):
+                found.append(f"{Path(words[0]).name} ({entry.name})")
+    return found
 
 
 def stop_by_signal(number: int, _frame: object) -> NoReturn:

@@ -1,6 +1,7 @@
 """A real server on a local pool, and the command as a script would run it."""
 
 import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -9,11 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
+from volcore.cli.main import main
 from volcore.testing.server import RunningServer
 
 BIN = Path(sys.executable).parent
-COMMAND_TIMEOUT_S = 120
 
 
 @dataclass
@@ -28,15 +30,8 @@ class Site:
         return self.server.endpoint
 
     def volcore(self, *words: str) -> subprocess.CompletedProcess:
-        """Run one command; there is no terminal anywhere."""
-        return subprocess.run(
-            [BIN / "volcore", *words],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-        )
+        """Run one command as a script would, without a terminal."""
+        return volcore(*words, environment=self.environment)
 
 
 @contextlib.contextmanager
@@ -57,6 +52,23 @@ def running_server() -> Iterator[Site]:
             assert server.stop() == 0, server.log()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def volcore(*words: str, environment: dict | None = None) -> subprocess.CompletedProcess:
+    """Run one command in this process, which saves the start of an interpreter each time."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    code: object = 0
+    with (
+        mock.patch.dict(os.environ, environment or {}),
+        mock.patch("sys.stdin", io.StringIO()),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code
+    return subprocess.CompletedProcess(words, int(code or 0), stdout.getvalue(), stderr.getvalue())
 
 
 def make_golden(path: Path) -> None:

@@ -12,7 +12,7 @@ from volcore import errors
 from volcore.cli import report
 from volcore.cli.main import hoist
 
-from .server import BIN
+from .server import BIN, volcore
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 NOUNS = {
@@ -25,10 +25,11 @@ NOUNS = {
 }
 
 
-def volcore(*words, env=None, **options):
+def volcore_process(*words, env=None):
+    """Run the installed command, for what happens before and around Python."""
     return subprocess.run(
         [BIN / "volcore", *words], env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, **options,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_help_is_quick():
     times_s = []
     for _ in range(3):
         start_s = time.perf_counter()
-        assert volcore("--help").returncode == 0
+        assert volcore_process("--help").returncode == 0
         times_s.append(time.perf_counter() - start_s)
     assert min(times_s) < 2
     code = (
@@ -111,7 +112,7 @@ def test_global_options_stand_anywhere():
 )
 def test_refusals_without_a_server(words, code, needles):
     """Goal: what is wrong from the start needs no server. Method: point at none."""
-    done = volcore(*words, env={"VOLCORE_ENDPOINT": "unix:///nonexistent/volcore.sock"})
+    done = volcore(*words, environment={"VOLCORE_ENDPOINT": "unix:///nonexistent/volcore.sock"})
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     for needle in needles:
@@ -142,7 +143,7 @@ def test_debug_shows_the_traceback():
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell):
     """Goal: the shell knows the nouns. Method: get the script, then complete as the shell would."""
-    script = volcore(
+    script = volcore_process(
         "--show-completion", shell, env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     )
     assert "volcore" in script.stdout.lower()
@@ -150,7 +151,7 @@ def test_completion(shell):
 
 def test_completion_of_nouns():
     """Goal: `volcore vol<TAB>` is `volume`. Method: the protocol that bash's script speaks."""
-    done = volcore(
+    done = volcore_process(
         env={"_VOLCORE_COMPLETE": "complete_bash", "COMP_WORDS": "volcore vol", "COMP_CWORD": "1"}
     )
     assert done.stdout.split() == ["volume"]
@@ -158,6 +159,6 @@ def test_completion_of_nouns():
 
 def test_version():
     """Goal: what to put into a bug report. Method: ask."""
-    shown = volcore("version", "--output", "json")
+    shown = volcore_process("version", "--output", "json")
     assert '"protocol": "volcore.v1"' in shown.stdout
     assert '"kernels": "' in shown.stdout
