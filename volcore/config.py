@@ -156,7 +156,7 @@ def load_config(
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:
-        raise _syntax_error(source, err) from err
+        raise _syntax_error(source, text, err) from err
     flags = {tuple(key.split(".")): value for key, value in (overrides or {}).items()}
     for keys, value in flags.items():
         _put(raw, keys, value)
@@ -388,10 +388,12 @@ def _suggest(name: str, known: Any) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
-def _syntax_error(source: Path | None, err: tomllib.TOMLDecodeError) -> InvalidArgumentError:
-    place = re.search(r"\(at line (\d+), column \d+\)", str(err))
-    line = int(place[1]) if place else 0
-    problem = str(err).removesuffix(place[0]).strip() if place else str(err)
+def _syntax_error(
+    source: Path | None, text: str, err: tomllib.TOMLDecodeError
+) -> InvalidArgumentError:
+    problem, _, place = str(err).partition(" (at ")
+    found = re.match(r"line (\d+)", place)
+    line = int(found[1]) if found else max(1, len(text.splitlines()))
     return _config_error([(str(source), line, f"is not valid TOML: {problem}")])
 
 

@@ -18,6 +18,7 @@ from volcore.errors import (
     VolcoreError,
 )
 from volcore.model import records
+from volcore.model.names import check_name
 from volcore.v1 import volume_pb2
 from volcore.v1 import volume_service_pb2 as pb
 from volcore.v1.volume_service_pb2_grpc import VolumeServiceServicer
@@ -241,9 +242,13 @@ def _deploy_names(request: pb.DeployVolumesRequest) -> list[str]:
             "answer; deploy fewer at once",
             reason=Reason.MESSAGE_TOO_LARGE,
         )
-    if not by_prefix:
-        return list(request.volume_ids)
-    return [f"{request.name_prefix}-{number:04}" for number in range(1, count + 1)]
+    wanted = (
+        [f"{request.name_prefix}-{number:04}" for number in range(1, count + 1)]
+        if by_prefix
+        else request.volume_ids
+    )
+    field = "name_prefix" if by_prefix else "volume_ids"
+    return [check_name(name, field=field) for name in wanted]
 
 
 def _is_full(view: int) -> bool:
