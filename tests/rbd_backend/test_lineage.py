@@ -179,6 +179,31 @@ def test_delete_in_use_elsewhere(backend, ceph_cluster, ceph_pool):
     backend.delete("busy")
 
 
+def test_dropping_watches_changes_nothing_else(backend, ceph_cluster, ceph_pool):
+    """Goal: a header written anew is the same header. Method: compare, then use the image."""
+    import rbd
+
+    backend.create("root", SIZE)
+    put(backend, "root", 0, b"root")
+    backend.create_snapshot("root", "s")
+    backend.clone("root", "s", "a", SIZE)
+    session = backend._session()
+    image_id = session.headers.image_id("root")
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "root") as image:
+        before = session.watchers._page(f"rbd_header.{image_id}", "")
+        assert not session.watchers.forget_dead("root", image_id)
+        assert len(list(image.watchers_list())) == 1
+        session.watchers.forget_all(image_id)
+        assert session.watchers._page(f"rbd_header.{image_id}", "") == before
+        image.write(b"R", 0)
+    assert fetch(backend, "root", 0, 4) == b"Root"
+    assert fetch(backend, "a", 0, 4) == b"root"
+    assert backend.describe("root").snapshot_ids == ("s",)
+    backend.delete("root")
+    backend.delete("a")
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+
+
 def test_snapshot_in_use(backend):
     backend.create("v", SIZE)
     backend.create_snapshot("v", "s")

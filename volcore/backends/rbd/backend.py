@@ -145,7 +145,8 @@ class RbdBackend(VolumeBackend):
             session.reaper.undo(entry)
             return
         with session.handles.exclusive(volume_id, snapshots=True):
-            session.refuse_if_watched(volume_id, entry.image_id)
+            with suppress(NotFoundError):  # only half of it is left
+                session.watchers.refuse_if_in_use(volume_id, entry.image_id)
             session.reaper.move_to_trash(volume_id, entry.image_id)
             if not session.directory.retire(entry, entry.image_id):
                 raise volume_missing(volume_id)
@@ -404,7 +405,7 @@ class RbdBackend(VolumeBackend):
         session = self._changing()
         entry = self._entry(session, volume_id)
         with session.handles.exclusive(volume_id, snapshots=False):
-            session.refuse_if_watched(volume_id, entry.image_id)
+            session.watchers.refuse_if_in_use(volume_id, entry.image_id)
             self._source_size_bytes(session, entry, snapshot_id)
             with (
                 translated(

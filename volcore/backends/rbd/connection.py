@@ -15,7 +15,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 OP_TIMEOUT_S: Final = 120.0
 """How long one request to an OSD or monitor may take; a hung cluster becomes UNAVAILABLE."""
 MONITORS_AGE_S_MAX: Final = 60.0
-FENCE_S: Final = 3600
+FENCE_S: Final = 7 * 24 * 3600
+"""A fenced client is known as dead for that long (`watchers.py`)."""
 
 _FIXED_OPTIONS: Final = {
     # Clones that need no protected parent, and whose parents can be deleted first.
@@ -152,14 +153,14 @@ class Cluster:
             return ioctx
 
     def mon_command(self, prefix: str, **arguments: Any) -> Any:
-        """Return the parsed JSON answer of a monitor command; no process is started."""
+        """Return the parsed JSON answer of a monitor command, None for an empty one."""
         command = json.dumps({"prefix": prefix, "format": "json", **arguments})
         with translated(f"ask the monitors for {prefix!r}"):
             code, body, text = self._rados.mon_command(command, b"")
         if code:
             raise error_of_code(abs(code), f"ask the monitors for {prefix!r}", text)
         try:
-            return json.loads(body)
+            return json.loads(body) if body.strip() else None
         except ValueError as err:
             raise BackendIOError(
                 f"the monitors answered {prefix!r} with no JSON", reason=Reason.BACKEND_IO
@@ -176,6 +177,10 @@ class Cluster:
         except ceph_errors():
             return False
         return True
+
+    def blocklist(self) -> set[str]:
+        """Return the addresses of all clients that are fenced off."""
+        return {str(row["addr"]) for row in self.mon_command("osd blocklist ls") or ()}
 
     @property
     def fsid(self) -> str:

@@ -58,6 +58,7 @@ def translated(
     missing: VolcoreError | None = None,
     exists: VolcoreError | None = None,
     busy: VolcoreError | None = None,
+    range_error: VolcoreError | None = None,
 ) -> Iterator[None]:
     """Turn exceptions of the bindings inside into the taxonomy.
 
@@ -66,6 +67,7 @@ def translated(
         missing: what ENOENT means here.
         exists: what EEXIST means here.
         busy: what EBUSY, ENOTEMPTY and EAGAIN mean here.
+        range_error: what ERANGE and EOVERFLOW (an `assert_version` that fails) mean here.
     """
     try:
         yield
@@ -77,6 +79,8 @@ def translated(
             raise exists from err
         if busy is not None and code in _BUSY:
             raise busy from err
+        if range_error is not None and code in {errno.ERANGE, errno.EOVERFLOW}:
+            raise range_error from err
         raise error_of(err, doing) from err
 
 

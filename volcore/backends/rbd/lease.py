@@ -122,7 +122,7 @@ class PoolLease:
         """Fence the previous server if it did not stop cleanly, then write ourselves down."""
         found = self._directory.server()
         if found is not None:
-            address = json.loads(found).get("address", "")
+            address = _parsed(found.decode(errors="replace")).get("address", "")
             if address and address != self._cluster.addresses and not self._cluster.fence(address):
                 _LOG.warning(
                     "pool %s: the previous server at %s could not be fenced off; give the Ceph user"

@@ -24,7 +24,15 @@ from volcore.backends.rbd.directory import Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
-from volcore.errors import BackendIOError, NotFoundError, PreconditionError, Reason, VolcoreError
+from volcore.backends.rbd.watchers import Watchers
+from volcore.errors import (
+    BackendIOError,
+    NotFoundError,
+    OperationPendingError,
+    PreconditionError,
+    Reason,
+    VolcoreError,
+)
 
 HIDDEN_PREFIX: Final = ".clone-"
 """Snapshots made to clone a live volume; ids never start with a dot."""
@@ -38,12 +46,18 @@ class Reaper:
     """Frees the images of one pool."""
 
     def __init__(
-        self, ioctx: Any, headers: Headers, directory: Directory, handles: Handles
+        self,
+        ioctx: Any,
+        headers: Headers,
+        directory: Directory,
+        handles: Handles,
+        watchers: Watchers,
     ) -> None:
         self._ioctx = ioctx
         self._headers = headers
         self._directory = directory
         self._handles = handles
+        self._watchers = watchers
         self._lock = threading.Lock()
         self._busy: dict[str, tuple[threading.Lock, int]] = {}
 
@@ -147,7 +161,17 @@ class Reaper:
             self._remove(image_id, name)
         except NotFoundError:
             return not self._headers.exists(image_id)
-        except PreconditionError:  # a new clone or a watcher: the next collection tries again
+        except PreconditionError:  # a new clone or a watcher
+            return self._remove_unwatched(image_id, name)
+        return True
+
+    def _remove_unwatched(self, image_id: str, name: str) -> bool:
+        """Remove an image that only dead clients have open; else a later collection will."""
+        try:
+            if not self._watchers.forget_dead(name, image_id):
+                return False
+            self._remove(image_id, name)
+        except (NotFoundError, PreconditionError, OperationPendingError):
             return False
         return True
 

@@ -16,13 +16,12 @@ from volcore.backends.rbd.header import Headers
 from volcore.backends.rbd.lease import PoolLease
 from volcore.backends.rbd.omap import OmapObject
 from volcore.backends.rbd.reaper import Reaper
+from volcore.backends.rbd.watchers import Watchers
 from volcore.backends.refusals import id_taken
 from volcore.errors import (
-    Blocker,
     ConflictError,
     NotFoundError,
     PermissionDeniedError,
-    PreconditionError,
     Reason,
     UnavailableError,
     VolcoreError,
@@ -54,7 +53,10 @@ class Session:
             self.headers = Headers(self.ioctx)
             self.directory = Directory(OmapObject(self.ioctx, OBJECT_NAME))
             self.handles = Handles(self.ioctx)
-            self.reaper = Reaper(self.ioctx, self.headers, self.directory, self.handles)
+            self.watchers = Watchers(cluster, self.ioctx)
+            self.reaper = Reaper(
+                self.ioctx, self.headers, self.directory, self.handles, self.watchers
+            )
             if lock:
                 self.lease = PoolLease(cluster, self.ioctx, self.directory, pool)
                 self.lease.acquire()
@@ -145,26 +147,6 @@ class Session:
                 if not self.in_flight(entry.volume_id):
                     self.reaper.undo(entry)
         return self.reaper.collect()
-
-    def refuse_if_watched(self, volume_id: str, image_id: str) -> None:
-        """Refuse when any other client has the volume open for writing; look before touching it.
-
-        Raises:
-            PreconditionError: VOLUME_IN_USE; the blockers are the clients' addresses.
-        """
-        with contextlib.suppress(NotFoundError), translated(f"look who uses volume {volume_id}"):
-            with self.rbd_image(image_id) as image:
-                watchers = list(image.watchers_list())
-            own = self.cluster.instance_id
-            others = [watcher["addr"] for watcher in watchers if watcher["id"] != own]
-            if others:
-                raise PreconditionError(
-                    f"volume {volume_id} is in use by {', '.join(others)}; stop what has it open,"
-                    " then repeat the call",
-                    reason=Reason.VOLUME_IN_USE,
-                    blockers=[Blocker(kind="client", name=address) for address in others],
-                    volume=volume_id,
-                )
 
     def rbd_image(self, image_id: str) -> Any:
         """Return a read-only handle of its own, a context manager."""
