@@ -160,7 +160,9 @@ class Cluster:
         if code:
             raise error_of_code(abs(code), f"ask the monitors for {prefix!r}", text)
         try:
-            return json.loads(body) if body.strip() else None
+            # Ceph 16 answers `osd blocklist ls` with two arrays in a row; the first one counts.
+            text = bytes(body).decode().strip()
+            return json.JSONDecoder().raw_decode(text)[0] if text else None
         except ValueError as err:
             raise BackendIOError(
                 f"the monitors answered {prefix!r} with no JSON", reason=Reason.BACKEND_IO
