@@ -126,7 +126,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except asyncio.CancelledError:
             code = "CANCELLED"
-            raise
+            if ours or self._refusal is not shutting_down:
+                raise
+            # Ended by `close`: without a status grpc would wait for this call until the grace ends.
+            await context.abort(*status.to_abort(shutting_down(), request_id=caller.request_id))
         except Exception:
             code, reason = "INTERNAL", str(Reason.INVARIANT_VIOLATION)
             _log.exception("unexpected error", method=method)
