@@ -21,6 +21,7 @@ from pathlib import Path
 
 from demo_stage import (
     BIN,
+    ENDING_SIGNALS,
     POOL,
     LocalStage,
     ProofError,
@@ -338,7 +339,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the demo in a directory that goes, with processes that end, whatever happens."""
     chosen = arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING_SIGNALS:
         signal.signal(number, stop_by_signal)
     start_s = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="volcore-demo-"))

@@ -26,6 +26,9 @@ POOL = "demo"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 40.0
 CHUNK_SIZE_BYTES = 4 << 20
+OBJECT_PREFIXES = ("rbd_id.", "rbd_header.", "rbd_object_map.", "rbd_data.")
+"""Beginnings of the names of what an rbd image consists of."""
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -208,12 +211,14 @@ class RbdStage:
         return f"ceph df, pool {POOL}: {format_bytes(stored)}"
 
     def leftovers(self) -> list[str]:
-        """Return the rbd images that are still there, in the trash too."""
+        """Return the rbd images that are still there, in the trash too, and lost objects."""
         found = json.loads(self._ask("rbd", "ls", "--pool", POOL, "--format", "json"))
         trash = json.loads(
             self._ask("rbd", "trash", "ls", "--all", "--pool", POOL, "--format", "json")
         )
-        return [str(one) for one in [*found, *trash]]
+        objects = self._ask("rados", "--pool", POOL, "ls").split()
+        lost = [name for name in objects if name.startswith(OBJECT_PREFIXES)]
+        return [str(one) for one in [*found, *trash, *lost]]
 
     def _ask(self, program: str, *words: str) -> str:
         return run([program, "-c", str(self._cluster.conf_path), *words])
@@ -270,5 +275,7 @@ def processes_of(work: Path) -> list[str]:
 
 
 def stop_by_signal(number: int, _frame: object) -> NoReturn:
-    """Turn a signal into an exception, so that everything is taken down in order."""
+    """Turn a signal into an exception, so that everything is taken down in order, once."""
+    for ending in ENDING_SIGNALS:
+        signal.signal(ending, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
