@@ -10,7 +10,7 @@ held.
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,14 @@ class Database:
                 yield
                 with self._translated():
                     self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as err:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+                if isinstance(err, ExhaustedError):
+                    # What is in the log moves to its place, so that the log's space serves again:
+                    # a repeated call, such as a delete that frees space, then succeeds.
+                    with suppress(sqlite3.Error):
+                        self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
                 self._finish(self._after_rollback)
                 raise
             else:
@@ -78,8 +83,10 @@ class Database:
         todo = list(hooks)
         self._after_commit.clear()
         self._after_rollback.clear()
-        for hook in todo:
-            hook()
+        with ExitStack() as stack:
+            # One that fails keeps no other from running: they release locks.
+            for hook in reversed(todo):
+                stack.callback(hook)
 
     def inside(self) -> bool:
         """Tell whether the calling thread is inside a transaction."""

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from volcore.backends.contract import VolumeBackend
@@ -13,11 +14,13 @@ from volcore.backends.memory import MemoryBackend
 from volcore.testing.stateful import VolumeMachine
 
 NIGHTLY = os.environ.get("VOLCORE_TEST_PROFILE") == "nightly"
+QUICK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Memory where there is some: syncs cost nothing there, so more histories fit in the time."""
 
 
 def profile(examples: int) -> settings:
     return settings(
-        max_examples=examples * 50 if NIGHTLY else examples,
+        max_examples=examples * 20 if NIGHTLY else examples,
         stateful_step_count=100 if NIGHTLY else 40,
         deadline=None,
         print_blob=True,
@@ -27,7 +30,7 @@ def profile(examples: int) -> settings:
 
 class LocalMachine(VolumeMachine):
     def start(self) -> VolumeBackend:
-        self.directory = Path(tempfile.mkdtemp(prefix="volcore-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="volcore-", dir=QUICK))
         return self._opened()
 
     def _opened(self) -> VolumeBackend:
@@ -62,6 +65,7 @@ class MemoryMachine(VolumeMachine):
 
 
 TestLocalHistories = LocalMachine.TestCase
-TestLocalHistories.settings = profile(30)
+TestLocalHistories.pytestmark = [pytest.mark.timeout(3600 if NIGHTLY else 300)]
+TestLocalHistories.settings = profile(60)
 TestMemoryHistories = MemoryMachine.TestCase
 TestMemoryHistories.settings = profile(3)

@@ -12,17 +12,17 @@ import random
 from contextlib import suppress
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from volcore.backends.contract import BlockDevice, SupportsFlatten, SupportsRevert, VolumeBackend
 from volcore.backends.memory import MemoryBackend
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
 
-VOLUMES_MAX = 5
+VOLUMES_MAX = 4
 SNAPSHOTS_MAX = 3
-SIZE = CHUNK_SIZE_BYTES + 24 * BLOCK_SIZE_BYTES
-WINDOWS = ((0, 12), (CHUNK_BLOCKS - 8, CHUNK_BLOCKS + 24))
-"""Blocks where histories happen: both ends of a chunk, and the beginning of the next."""
+SIZE = CHUNK_SIZE_BYTES + 5 * BLOCK_SIZE_BYTES
+WINDOWS = ((0, 4), (CHUNK_BLOCKS - 3, CHUNK_BLOCKS + 5))
+"""Blocks where histories happen: few, so that they meet; both ends of a chunk, and the next one."""
 
 _picks = st.integers(0, 999)
 _offsets = st.one_of(
@@ -33,8 +33,12 @@ _offsets = st.one_of(
     )
 )
 _lengths = st.one_of(
-    st.integers(1, 3 * BLOCK_SIZE_BYTES), st.integers(1, 6).map(lambda n: n * BLOCK_SIZE_BYTES)
+    st.integers(1, 2 * BLOCK_SIZE_BYTES), st.integers(1, 3).map(lambda n: n * BLOCK_SIZE_BYTES)
 )
+_changes = st.lists(
+    st.tuples(st.sampled_from("wwwudzf"), _offsets, _lengths, _picks), min_size=1, max_size=8
+)
+"""(how, offset, length, seed): write, write through, discard, zero with leave to trim, fill."""
 
 
 def content(device: BlockDevice) -> list[bytes]:
@@ -74,6 +78,11 @@ class VolumeMachine(RuleBasedStateMachine):
 
     # Rules
 
+    @initialize()
+    def begin(self) -> None:
+        """There is always a volume."""
+        self.create()
+
     @precondition(lambda self: len(self.volumes) < VOLUMES_MAX)
     @rule()
     def create(self) -> None:
@@ -82,32 +91,26 @@ class VolumeMachine(RuleBasedStateMachine):
         for side in (self.judge, self.backend):
             side.create(volume, SIZE)
 
-    @precondition(lambda self: self.volumes)
-    @rule(pick=_picks, offset=_offsets, length=_lengths, seed=_picks, fua=st.booleans())
-    def write(self, pick: int, offset: int, length: int, seed: int, fua: bool) -> None:
-        """Write random bytes."""
+    @rule(pick=_picks, changes=_changes)
+    def change(self, pick: int, changes: list[tuple[str, int, int, int]]) -> None:
+        """Write, discard and zero."""
         volume = self._pick(pick)
-        length = min(length, SIZE - offset)
-        data = random.Random(seed).randbytes(length)  # noqa: S311 - test data
-        self._device(volume).write(offset, data, fua=fua)
-        with self.judge.open_device(volume, read_only=False) as device:
-            device.write(offset, data)
-        self._changed(volume, flushed=fua)
-
-    @precondition(lambda self: self.volumes)
-    @rule(pick=_picks, offset=_offsets, length=_lengths, how=st.sampled_from("dzf"))
-    def zero(self, pick: int, offset: int, length: int, how: str) -> None:
-        """Discard, or write zeroes with or without leave to trim."""
-        volume = self._pick(pick)
-        length = min(length, SIZE - offset)
         device = self._device(volume)
-        if how == "d":
-            device.discard(offset, length)
-        else:
-            device.write_zeroes(offset, length, may_trim=how == "z")
-        with self.judge.open_device(volume, read_only=False) as other:
-            other.discard(offset, length)
-        self._changed(volume, flushed=False)
+        for how, offset, wanted, seed in changes:
+            length = min(wanted, SIZE - offset)
+            data = bytes(length)
+            if how in "wu":
+                data = random.Random(seed).randbytes(length)  # noqa: S311 - test data
+                device.write(offset, data, fua=how == "u")
+            elif how == "d":
+                device.discard(offset, length)
+            else:
+                device.write_zeroes(offset, length, may_trim=how == "z")
+            with self.judge.open_device(volume, read_only=False) as other:
+                other.write(offset, data)
+            self.since_flush[volume].append(self._judged(volume))
+            if how == "u":
+                del self.since_flush[volume][:-1]
 
     @precondition(lambda self: self.devices)
     @rule(pick=_picks)
@@ -123,7 +126,6 @@ class VolumeMachine(RuleBasedStateMachine):
         """Close a volume."""
         self._close(sorted(self.devices)[pick % len(self.devices)])
 
-    @precondition(lambda self: self.volumes)
     @rule(pick=_picks)
     def snapshot(self, pick: int) -> None:
         """Freeze a volume, open or not."""
@@ -134,7 +136,7 @@ class VolumeMachine(RuleBasedStateMachine):
                 side.create_snapshot(volume, f"s{self.serial}")
             del self.since_flush.get(volume, [])[:-1]
 
-    @precondition(lambda self: 0 < len(self.volumes) < VOLUMES_MAX)
+    @precondition(lambda self: len(self.volumes) < VOLUMES_MAX)
     @rule(pick=_picks, which=_picks, grow=st.integers(0, 3))
     def clone(self, pick: int, which: int, grow: int) -> None:
         """Clone a snapshot, or a volume as it is."""
@@ -149,7 +151,6 @@ class VolumeMachine(RuleBasedStateMachine):
         if point is None:
             del self.since_flush.get(source, [])[:-1]
 
-    @precondition(lambda self: self.volumes)
     @rule(pick=_picks, grow=st.integers(0, 9))
     def resize(self, pick: int, grow: int) -> None:
         """Grow a volume."""
@@ -158,7 +159,6 @@ class VolumeMachine(RuleBasedStateMachine):
         for side in (self.judge, self.backend):
             side.resize(volume, size)
 
-    @precondition(lambda self: self.volumes)
     @rule(pick=_picks, which=_picks)
     def revert(self, pick: int, which: int) -> None:
         """Take a volume back to one of its snapshots."""
@@ -169,7 +169,6 @@ class VolumeMachine(RuleBasedStateMachine):
             for side in (self.judge, self.backend):
                 side.revert(volume, points[which % len(points)])
 
-    @precondition(lambda self: self.volumes)
     @rule(pick=_picks)
     def flatten(self, pick: int) -> None:
         """Cut a volume from its ancestors."""
@@ -180,7 +179,7 @@ class VolumeMachine(RuleBasedStateMachine):
             assert self.backend.describe(volume).depth == 0
             del self.since_flush.get(volume, [])[:-1]
 
-    @precondition(lambda self: self.volumes)
+    @precondition(lambda self: len(self.volumes) > 1)
     @rule(pick=_picks)
     def delete(self, pick: int) -> None:
         """Delete a volume with its snapshots."""
@@ -190,7 +189,6 @@ class VolumeMachine(RuleBasedStateMachine):
             side.delete(volume)
         self.volumes.remove(volume)
 
-    @precondition(lambda self: self.volumes)
     @rule(pick=_picks, which=_picks)
     def delete_snapshot(self, pick: int, which: int) -> None:
         """Delete a snapshot."""
@@ -200,18 +198,26 @@ class VolumeMachine(RuleBasedStateMachine):
             for side in (self.judge, self.backend):
                 side.delete_snapshot(volume, points[which % len(points)])
 
-    @rule(kill=st.booleans())
-    def reopen(self, kill: bool) -> None:
-        """Restart the backend; after a kill, what was not flushed is old or new."""
-        again = self.restart(kill=kill)
-        if again is None:
-            return
-        self.backend = again
-        self.devices.clear()
-        if kill:
+    @rule()
+    def reopen(self) -> None:
+        """Stop the backend cleanly and start another."""
+        again = self.restart(kill=False)
+        if again is not None:
+            self.backend = again
+            self.devices.clear()
+            self.since_flush.clear()
+
+    @precondition(lambda self: self.devices)
+    @rule()
+    def kill(self) -> None:
+        """Start another backend with no word to the old; what was not flushed is old or new."""
+        again = self.restart(kill=True)
+        if again is not None:
+            self.backend = again
+            self.devices.clear()
             for volume, versions in self.since_flush.items():
                 self._take_over(volume, versions)
-        self.since_flush.clear()
+            self.since_flush.clear()
 
     # What always holds
 
@@ -265,11 +271,6 @@ class VolumeMachine(RuleBasedStateMachine):
     def _judged(self, volume: str) -> list[bytes]:
         with self.judge.open_device(volume, read_only=True) as device:
             return content(device)
-
-    def _changed(self, volume: str, *, flushed: bool) -> None:
-        self.since_flush[volume].append(self._judged(volume))
-        if flushed:
-            del self.since_flush[volume][:-1]
 
     def _take_over(self, volume: str, versions: list[list[bytes]]) -> None:
         """Check that each block is one of its versions, and give it to the judge."""

@@ -315,12 +315,12 @@ class LocalBackend(VolumeBackend):
         if device.closed:
             return
         with self._database.transaction():
-            if device.closed:
+            if device not in self._devices:
                 return
             device.closed = True
             self._devices.discard(device)
         try:
-            if chunks.writable and not chunks.broken:
+            if not device.read_only and not chunks.broken:
                 chunks.durability.flush()
         finally:
             with self._database.transaction():

@@ -19,6 +19,10 @@ from volcore.kernels import crc32c
 from volcore.limits import CHUNK_BLOCKS
 
 FORMAT: Final = 1
+LOG_PAGES_MAX: Final = 400
+"""Pages of 4 KiB in the log before they move to the database."""
+RESERVE_BYTES: Final = 2 << 20
+"""Space that log and database each keep at a start: more than one filled log."""
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS layer (
@@ -99,6 +103,14 @@ class Layers:
                 self.database.execute("INSERT INTO local_format VALUES (?)", (FORMAT,))
             for statement in _SCHEMA.split(";"):
                 self.database.execute(statement)
+
+    def reserve(self) -> None:
+        """Give log and database some spare space, so that deletes succeed on a full disk."""
+        self.database.execute("CREATE TABLE IF NOT EXISTS reserve (filler BLOB) STRICT")
+        self.database.execute("INSERT INTO reserve VALUES (zeroblob(?))", (RESERVE_BYTES,))
+        self.database.execute("DELETE FROM reserve")
+        self.database.query(f"PRAGMA wal_autocheckpoint({LOG_PAGES_MAX})")
+        self.database.query("PRAGMA wal_checkpoint(PASSIVE)")
 
     # Volumes and snapshots
 

@@ -15,7 +15,7 @@ from typing import Final, Self
 from volcore.backends.local.files import LayerFiles, translated
 from volcore.backends.local.layers import Layers
 from volcore.database import Database
-from volcore.errors import PreconditionError, Reason
+from volcore.errors import ExhaustedError, PreconditionError, Reason
 
 _UNUSABLE: Final = {errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -61,6 +61,9 @@ class LocalStore:
             raise
         try:
             store.layers.create_schema(directory)
+            # A disk that is full already must still open, to be read from and deleted on.
+            with suppress(ExhaustedError):
+                store.layers.reserve()
         except BaseException:
             store.close()
             raise
