@@ -1,6 +1,8 @@
 """The server on the wire: ids, health, reflection, deadlines, odd requests."""
 
+import asyncio
 import subprocess
+import sys
 import time
 
 import grpc
@@ -10,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from volcore import limits
-from volcore.client import Client
+from volcore.client import AsyncClient, Client, RetryPolicy
 from volcore.errors import InvalidArgumentError, Reason
 from volcore.limits import MIB
 from volcore.v1 import image_pb2, image_service_pb2, image_service_pb2_grpc
@@ -249,7 +251,6 @@ def test_import_of_a_killed_client(server, client, tmp_path):
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "Client(sys.argv[1]).import_image('pools/p/images/half', pieces(), format=1)\n"
     )
-    import sys
 
     for round_ in range(10):
         subprocess.run([sys.executable, "-c", code, server.endpoint, str(round_ * 0.02)])
@@ -298,3 +299,17 @@ def test_endpoints():
     for bad in ("nowhere", "unix:", "h:0", "h:99999", "h:x", ",", "a:1,b"):
         with pytest.raises(InvalidArgumentError):
             Client(bad)
+
+
+def test_a_burst_waits_its_turn(server, client):
+    """Goal: more calls than the server takes at once wait, none is dropped. Method: 3000."""
+    client.create_volume("pools/p/volumes/burst", size_bytes=MIB)
+
+    async def burst():
+        async with AsyncClient(server.endpoint, retry=RetryPolicy(tries_max=1)) as many:
+            await many.get_volume("pools/p/volumes/burst")
+            calls = (many.get_volume("pools/p/volumes/burst") for _ in range(3000))
+            return await asyncio.gather(*calls)
+
+    assert len({volume.uid for volume in asyncio.run(burst())}) == 1
+    client.delete_volume("pools/p/volumes/burst")

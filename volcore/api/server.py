@@ -51,6 +51,10 @@ _TELL_S: Final = 0.05
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", limits.CALLS_QUEUED_MAX),  # more wait in the client's channel
+    ("grpc.http.overload_protection", 0),  # it refuses streams that the limit above allows
+    ("grpc.server.max_pending_requests", 4 * limits.CALLS_QUEUED_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", 8 * limits.CALLS_QUEUED_MAX),
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),

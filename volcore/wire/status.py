@@ -164,7 +164,10 @@ def from_rpc_error(error: grpc.RpcError, *, request_id: str = "") -> VolcoreErro
                 return from_status(status_pb2.Status.FromString(value))
             except DecodeError:
                 break
-    result = _bare(call.code().name, call.details() or "")
+    # grpc's server cancels calls that it has no room for; our own cancellations carry details.
+    code = call.code()
+    name = "UNAVAILABLE" if code is grpc.StatusCode.CANCELLED else code.name
+    result = _bare(name, call.details() or "")
     if request_id:
         result.context["request_id"] = request_id
     return result
