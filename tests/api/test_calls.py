@@ -161,3 +161,22 @@ def test_progress_keeps_the_latest():
         assert [state async for state in feed.until(work)] == [999]
 
     asyncio.run(job())
+
+
+def test_progress_is_received():
+    """Goal: a sender can be told something at the end. Method: ask; nothing new has happened."""
+
+    async def job():
+        feed = ProgressFeed()
+        work = asyncio.get_running_loop().create_future()
+        feed.put("state")
+        states = feed.until(work)
+        assert await anext(states) == "state"
+        asked = asyncio.create_task(feed.received())
+        assert await anext(states) == "state"
+        assert not asked.done()
+        asyncio.get_running_loop().call_later(0.01, work.set_result, None)
+        assert [state async for state in states] == []
+        await asked
+
+    asyncio.run(job())

@@ -4,7 +4,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 from volcore import limits
 from volcore.api.interceptor import is_malformed, malformed
@@ -19,10 +19,6 @@ from volcore.model import records
 from volcore.v1 import image_service_pb2 as pb
 from volcore.v1.image_service_pb2_grpc import ImageServiceServicer
 from volcore.wire import convert, names
-
-_SETTLE_S: Final = 0.05
-"""A connection that breaks shows as the end of the stream first and as its cancellation a moment
-later; an upload of unknown size is complete only after this time without a cancellation."""
 
 
 class ImageServicer(ImageServiceServicer):
@@ -54,8 +50,8 @@ class ImageServicer(ImageServiceServicer):
         )
         tasks: list[asyncio.Task[Any]] = []
         if upload is not None:
-            size_bytes = header.upload_size_bytes
-            tasks.append(asyncio.create_task(_feed(requests, upload, size_bytes, context)))
+            feed = _feed(requests, upload, header.upload_size_bytes, progress)
+            tasks.append(asyncio.create_task(feed))
         work = asyncio.create_task(
             self._services.streams.run(self._images.import_image, pool, wanted, progress.put)
         )
@@ -138,8 +134,13 @@ class ImageServicer(ImageServiceServicer):
         return pb.DeleteImageResponse()
 
 
-async def _feed(requests: Any, upload: Upload, size_bytes: int, context: Any) -> None:
-    """Pass the data messages of a stream on to `upload`; whatever goes wrong ends up there."""
+async def _feed(requests: Any, upload: Upload, size_bytes: int, progress: ProgressFeed) -> None:
+    """Pass the data messages of a stream on to `upload`; whatever goes wrong ends up there.
+
+    A connection that breaks looks like the end of the stream, and only a moment later like a
+    cancellation. So an upload of unknown size counts as complete only when its sender has been
+    told something after the end: nothing can be sent over a stream that is broken.
+    """
     received_bytes = 0
     try:
         async for request in requests:
@@ -150,11 +151,9 @@ async def _feed(requests: Any, upload: Upload, size_bytes: int, context: Any) ->
             if frame:
                 await upload.put(frame)
         if not size_bytes:
-            await asyncio.sleep(_SETTLE_S)
+            await progress.received()
         elif received_bytes != size_bytes:
             raise _wrong_size(received_bytes, size_bytes)
-        if context.cancelled():
-            raise broken_off()
         upload.end()
     except VolcoreError as err:
         upload.fail(err)

@@ -75,6 +75,9 @@ class ProgressFeed:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._latest: Operation | None = None
+        self._news = False
+        self._received: asyncio.Future[None] = self._loop.create_future()
+        self._asked = False
 
     def put(self, operation: Operation) -> None:
         """Tell a new state; called by any thread."""
@@ -82,7 +85,14 @@ class ProgressFeed:
 
     def _set(self, operation: Operation) -> None:
         self._latest = operation
+        self._news = True
         self._changed.set()
+
+    async def received(self) -> None:
+        """Return once the reader has taken one more state; call it once at most."""
+        self._asked = True
+        self._changed.set()
+        await self._received
 
     async def until(self, work: asyncio.Future[Any]) -> AsyncIterator[Operation]:
         """Yield states until `work` is done."""
@@ -90,9 +100,12 @@ class ProgressFeed:
         while not work.done():
             await self._changed.wait()
             self._changed.clear()
-            if self._latest is not None:
-                latest, self._latest = self._latest, None
-                yield latest
+            asked = self._asked and not self._received.done()
+            if self._latest is not None and (self._news or asked):
+                self._news = False
+                yield self._latest
+                if asked:
+                    self._received.set_result(None)
 
 
 def broken_off() -> CancelledError:
