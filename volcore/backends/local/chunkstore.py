@@ -27,13 +27,17 @@ from volcore.backends.local.layers import PointRow
 from volcore.backends.local.store import LocalStore
 from volcore.errors import BackendIOError, IntegrityError, Reason
 from volcore.kernels import chunkmap, crc32c
-from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
+from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES, KIB
 from volcore.model.extent import ExtentKind
 
 STRIPES: Final = 16
 """Locks per volume: more than the threads that serve one."""
 MAPS_PER_STRIPE_MAX: Final = 64
 """Clean maps kept: 1024 per volume, 8 MiB of memory for 4 GiB of working set."""
+WRITE_PIECE_BYTES: Final = 512 * KIB
+"""Written and checksummed at a time: the second pass finds the data in the processor's cache."""
+PRESENCE_CHUNKS: Final = 1024
+"""Chunks whose presence is looked up together."""
 _ZEROES: Final = bytes(CHUNK_SIZE_BYTES)
 
 
@@ -65,6 +69,12 @@ class ChunkStore:
         self.closed = False
         self.chain = store.layers.chain(point.layer_id)
         """Layer ids, oldest first; replaced, never changed."""
+        self._present: dict[int, frozenset[int]] = {}
+        self.flushed: set[int] = set()
+        """Chunks whose pages were written since the volume was opened.
+
+        A look-up that began before such a write may have missed it, so this set counts as well.
+        """
         self.stripes = [Stripe() for _ in range(STRIPES)]
         self._own = _owner_row(len(self.chain) - 1)
         self.durability = Durability(self)
@@ -228,22 +238,26 @@ class ChunkStore:
     def _write_locked(
         self, stripe: Stripe, chunk: int, chunk_map: ChunkMap, first: int, source: memoryview
     ) -> None:
-        offset_bytes = chunk * CHUNK_SIZE_BYTES + first * BLOCK_SIZE_BYTES
-        written, err = self.store.files.write(self.top, source, offset_bytes)
-        count = written // BLOCK_SIZE_BYTES
+        end = first + len(source) // BLOCK_SIZE_BYTES
         stripe.dirty[chunk] = chunk_map
-        chunk_map.version += 1
-        crc32c.crc32c_blocks(
-            source[: count * BLOCK_SIZE_BYTES],
-            BLOCK_SIZE_BYTES,
-            chunk_map.crcs[first : first + count],
-        )
-        chunkmap.mark(chunk_map.states, first, count, chunkmap.DATA)
-        chunk_map.owners[first : first + count] = self._own[:count]
-        if err is not None:
-            block_count = len(source) // BLOCK_SIZE_BYTES
-            self._take_over(chunk, chunk_map, first + count, block_count - count)
-            raise err
+        while first < end:
+            chunk_map.version += 1
+            piece = source[:WRITE_PIECE_BYTES]
+            offset_bytes = chunk * CHUNK_SIZE_BYTES + first * BLOCK_SIZE_BYTES
+            written, err = self.store.files.write(self.top, piece, offset_bytes)
+            count = written // BLOCK_SIZE_BYTES
+            crc32c.crc32c_blocks(
+                piece[: count * BLOCK_SIZE_BYTES],
+                BLOCK_SIZE_BYTES,
+                chunk_map.crcs[first : first + count],
+            )
+            chunkmap.mark(chunk_map.states, first, count, chunkmap.DATA)
+            chunk_map.owners[first : first + count] = self._own[:count]
+            first += count
+            if err is not None:
+                self._take_over(chunk, chunk_map, first, end - first)
+                raise err
+            source = source[WRITE_PIECE_BYTES:]
 
     def _take_over(self, chunk: int, chunk_map: ChunkMap, first: int, count: int) -> None:
         """After a failed write, take the CRCs of what is in the file: old, or partly new."""
@@ -290,7 +304,7 @@ class ChunkStore:
         if chunk_map is not None:
             stripe.maps.move_to_end(chunk)
             return chunk_map
-        pages = self.store.reader.pages(self.chain, chunk)
+        pages = self.store.reader.pages(self.chain, chunk) if self._has_pages(chunk) else []
         chunk_map = stripe.maps[chunk] = ChunkMap(self.chain, pages, writable=self.writable)
         if len(stripe.maps) > MAPS_PER_STRIPE_MAX + len(stripe.dirty):
             for old in list(stripe.maps):
@@ -298,6 +312,16 @@ class ChunkStore:
                     del stripe.maps[old]
                     break
         return chunk_map
+
+    def _has_pages(self, chunk: int) -> bool:
+        """Tell whether some layer may have a page for the chunk: spares most look-ups of blanks."""
+        span = chunk // PRESENCE_CHUNKS
+        present = self._present.get(span)
+        if present is None:
+            first = span * PRESENCE_CHUNKS
+            chunks = self.store.reader.chunks(self.chain, first, first + PRESENCE_CHUNKS - 1)
+            present = self._present[span] = frozenset(chunks)
+        return chunk in present or chunk in self.flushed
 
     def _known_parts(self, first_block: int, block_count: int) -> Iterator[tuple[int, int, int]]:
         """Yield (chunk, first block, block count) where some layer may have something."""
@@ -336,6 +360,8 @@ class ChunkStore:
             else:
                 assert not stripe.dirty, "a chain changes only with all pages durable"
                 stripe.maps.clear()
+        if not pushed:
+            self._present.clear()
         if chain[-1] != self.top:
             self.durability.noted.clear()
         self.chain = chain

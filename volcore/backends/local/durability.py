@@ -221,6 +221,7 @@ class Durability:
             chunk_map = item.chunk_map
             stripe = self._chunks.stripe(item.chunk_index)
             with stripe.lock:
+                self._chunks.flushed.add(item.chunk_index)
                 chunk_map.durable_version = max(chunk_map.durable_version, item.version)
                 settled = chunk_map.durable_version == chunk_map.version
                 if settled and stripe.dirty.get(item.chunk_index) is chunk_map:
