@@ -10,7 +10,7 @@ PIB: Final = 1 << 50
 
 # Names, labels, pages: strings are at most 128 bytes, as the Container Storage Interface has it.
 NAME_BYTES_MAX: Final = 100
-"""Volume, snapshot, image, pool and host names; leaves room for `.` and an id in an rbd image name."""
+"""Names of volumes, snapshots, images, pools and hosts; an rbd image name adds `.` and an id."""
 LABEL_KEY_BYTES_MAX: Final = 63
 LABEL_VALUE_BYTES_MAX: Final = 128
 LABELS_MAX: Final = 64
@@ -71,7 +71,7 @@ CONVERT_CPU_S_MAX: Final = 4 * 3600
 
 # Embedded store.
 OVERWRITE_REGIONS_MAX: Final = 256
-"""Noted overwrite regions per volume: bounds what recovery has to recompute (256 chunks = 1 GiB)."""
+"""Noted overwrite regions per volume: bounds what recovery recomputes (256 chunks = 1 GiB)."""
 
 assert CHUNK_SIZE_BYTES % BLOCK_SIZE_BYTES == 0
 assert BLOCK_SIZE_BYTES & (BLOCK_SIZE_BYTES - 1) == 0

@@ -11,7 +11,7 @@ Story of a deployment: `create` a volume, write it through `open_device`, `creat
 Invariants every backend keeps (docs/invariants.md):
 1. INV-BE-1 (must): what was flushed survives any crash; a clone, snapshot or delete that returned
    is durable.
-2. INV-BE-2 (must): a snapshot and everything cloned from it never change because of writes elsewhere.
+2. INV-BE-2 (must): a snapshot and what was cloned from it never change by writes elsewhere.
 3. INV-BE-3 (must): bytes that cannot be proven right are an IntegrityError, never data, where the
    backend keeps checksums.
 4. INV-BE-4 (should): space that nothing refers to any more is freed, whatever the order of deletes.

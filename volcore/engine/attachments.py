@@ -87,13 +87,13 @@ class Attachments:
         if volume is not None:
             at.volume(volume)
         prefix = "" if volume is None else f"{volume}/"
-        views = []
-        for record in at.list(Attachment, prefix=prefix, after=after, limit=limit):
-            target = at.find(Volume, record.volume)
-            if target is not None:
-                connection = _connect(at, target, record.access_mode)
-                views.append(AttachmentView(record=record, connection=connection))
-        return views
+        return [
+            AttachmentView(
+                record=record,
+                connection=_connect(at, at.volume(record.volume), record.access_mode),
+            )
+            for record in at.list(Attachment, prefix=prefix, after=after, limit=limit)
+        ]
 
     def detach(self, pool: str, volume: str, host: str) -> None:
         """End a host's right to use a volume; not being attached is no error.

@@ -88,6 +88,7 @@ osd data = {dir}/osd$id
 osd objectstore = {store}
 bluestore block size = 21474836480
 osd memory target = 1073741824
+osd client watch timeout = 5
 osd class load list = *
 osd class default list = *
 [client]

@@ -11,6 +11,7 @@ has gone. A crash between any two leaves something that `delete` or `collect` fi
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from volcore.backends.contract import (
@@ -24,6 +25,7 @@ from volcore.backends.contract import (
 )
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
@@ -380,6 +382,7 @@ class RbdBackend(VolumeBackend):
             raise volume_missing(volume_id) from err
         if parent is None:
             return
+        session.watchers.refuse_if_in_use(volume_id, entry.image_id)
         raised: list[BaseException] = []
 
         def on_progress(done: int, total: int) -> int:
@@ -392,6 +395,13 @@ class RbdBackend(VolumeBackend):
             return 0
 
         with session.handles.image(volume_id, entry.image_id) as image:
+            complete_copies(
+                session.ioctx,
+                image,
+                parent,
+                partial(session.rbd_image, parent.image_id),
+                session.check,
+            )
             try:
                 with translated(f"flatten volume {volume_id}", missing=volume_missing(volume_id)):
                     image.flatten(on_progress)
