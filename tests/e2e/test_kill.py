@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from volcore.client import Client
+from volcore.client.retry import RetryPolicy
 from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import MIB
 from volcore.v1 import operation_pb2, volume_pb2
@@ -47,9 +48,10 @@ class Killer:
 
     def killed(self, work: Callable[[Client], object], delay_s: float) -> None:
         """Start `work`, kill the server after `delay_s`, and start it again."""
+        endpoint, once = self.site.server.endpoint, RetryPolicy(tries_max=1)
 
         def run() -> None:
-            with contextlib.suppress(VolcoreError), Client(self.site.server.endpoint) as client:
+            with contextlib.suppress(VolcoreError), Client(endpoint, retry=once) as client:
                 work(client.with_options(timeout_s=20))
 
         thread = threading.Thread(target=run)

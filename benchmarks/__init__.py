@@ -1,0 +1,1 @@
+"""Benchmarks: each prints medians and ratios to a rival measured in the same run."""
