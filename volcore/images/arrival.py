@@ -115,18 +115,24 @@ def open_server_file(server_path: str, directories: Sequence[Path]) -> BinaryIO:
             "the server may not read the file to import; change its permissions",
             reason=Reason.PERMISSION_DENIED,
         ) from err
-    file = os.fdopen(descriptor, "rb", buffering=0)
+    try:
+        _check_opened(descriptor, allowed)
+        return os.fdopen(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_opened(descriptor: int, allowed: Sequence[Path]) -> None:
+    """Look at what was really opened; the path may have changed since it was resolved."""
     opened = Path(os.path.realpath(f"/proc/self/fd/{descriptor}"))
     if not any(opened.is_relative_to(directory) for directory in allowed):
-        file.close()
         raise _not_allowed()
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
         raise InvalidArgumentError(
             "the path to import is not a regular file; give the path of an image file",
             reason=Reason.IMAGE_FORMAT_UNKNOWN,
         )
-    return file
 
 
 def _of_file(file: BinaryIO, expected_format: str) -> Incoming:

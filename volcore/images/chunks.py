@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from volcore.backends.contract import BlockDevice, Progress
 from volcore.kernels.zero import find_zero_blocks
-from volcore.limits import CHUNK_SIZE_BYTES, KIB
+from volcore.limits import CHUNK_SIZE_BYTES, KIB, MIB
 from volcore.model.digest import ContentDigest
 
 Fill = Callable[[memoryview], bool]
@@ -26,6 +26,8 @@ THREADS_MAX: Final = 8
 """Beyond that, memory bandwidth and storage are the limit, not hashing."""
 ZERO_PIECE_BYTES: Final = 64 * KIB
 """A piece of zeroes of this size is not written; smaller ones are not worth an extra request."""
+FLUSH_EVERY_BYTES: Final = 128 * MIB
+"""Long enough that a flush costs little, short enough that the last one is short."""
 _PIECES_PER_CHUNK: Final = CHUNK_SIZE_BYTES // ZERO_PIECE_BYTES
 _POLL_S: Final = 0.25
 """How long a cancel may go unnoticed while no chunk is done."""
@@ -60,9 +62,11 @@ def store(source: ChunkSource, device: BlockDevice, progress: Progress) -> str:
     """
     assert device.size_bytes == source.size_bytes, "the device was made for this content"
     digest = ContentDigest(source.size_bytes)
+    flusher = _EarlyFlusher(device)
 
     def work(chunk_index: int, buffer: memoryview) -> None:
         if write_chunk(device, chunk_index, buffer):
+            flusher.note_written(CHUNK_SIZE_BYTES)
             digest.add(chunk_index, hashlib.sha256(buffer).digest())
 
     for_each_chunk(source, work, progress)
@@ -113,6 +117,33 @@ def for_each_chunk(
     finally:
         crew.stop()
     progress(source.size_bytes, source.size_bytes)
+
+
+class _EarlyFlusher:
+    """Flushes while others go on writing, so that storage is busy from the beginning.
+
+    The thread that wrote the byte too many waits for the flush; there is a thread more than
+    processors, so that hashing goes on at full speed meanwhile.
+    """
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._unflushed_bytes = 0
+        self._busy = False
+
+    def note_written(self, length_bytes: int) -> None:
+        """Count; flush when it is time and nobody else does."""
+        with self._lock:
+            self._unflushed_bytes += length_bytes
+            if self._busy or self._unflushed_bytes < FLUSH_EVERY_BYTES:
+                return
+            self._busy = True
+            self._unflushed_bytes = 0
+        try:
+            self._device.flush()
+        finally:
+            self._busy = False
 
 
 class _Crew:

@@ -6,6 +6,7 @@ is not understood is refused. See docs/images.md for the list.
 """
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
@@ -36,6 +37,16 @@ _PACKED: Final = {
     b"BZh": "bzip2",
     b"PK\x03\x04": "zip",
 }
+_MAGICS: Final = {
+    (0, b"QFI\xfb"): "qcow2",
+    (0, b"KDMV"): "vmdk",
+    (0, b"vhdxfile"): "vhdx",
+    (0x40, b"\x7f\x10\xda\xbe"): "vdi",
+    (0, b"LUKS\xba\xbe"): "luks",
+    (0, b"QED\0"): "qed",
+}
+_DESCRIPTOR: Final = re.compile(rb"^\s*createtype\s*=", re.IGNORECASE | re.MULTILINE)
+"""A text that QEMU may take as a VMDK descriptor."""
 _FOREIGN: Final = {
     b"COWD": "an old VMware sparse file",
     b"WithoutFreeSpace": "a Parallels file",
@@ -74,8 +85,8 @@ def inspect(file: BinaryIO, *, expected_format: str = "") -> ImageFacts:
     if format_name == "raw":
         size_bytes = file_size_bytes
     else:
-        _check_by_oslo(file, format_name, file_size_bytes)
         size_bytes = _CHECKS[format_name](file, file_size_bytes)
+        _check_by_oslo(file, format_name, file_size_bytes)
     refusals.check_virtual_size(size_bytes)
     return ImageFacts(
         format_name=format_name,
@@ -143,7 +154,18 @@ def _words(head: bytes) -> set[str]:
     while wrapper.read(_STEP_BYTES):
         pass
     wrapper.close()
-    return {str(found) for found in wrapper.formats or ()}
+    words = {str(found) for found in wrapper.formats or ()}
+    if words <= _RAW_WORDS:
+        words = {_cut_short(head)} - {""} or words
+    return words
+
+
+def _cut_short(head: bytes) -> str:
+    """Return the format of a file that the inspector finds too short or too odd to name."""
+    for (start, magic), name in _MAGICS.items():
+        if head[start : start + len(magic)] == magic:
+            return name
+    return "vmdk" if _DESCRIPTOR.search(head[:_DETECT_BYTES].split(b"\0")[0]) else ""
 
 
 def _check_by_oslo(file: BinaryIO, format_name: str, file_size_bytes: int) -> None:

@@ -138,7 +138,7 @@ def read_l1(file: BinaryIO, header: Qcow2Header, file_size_bytes: int) -> "array
     """
     count = -(-header.size_bytes // header.l2_span_bytes)
     entries = read_table(file, header.l1_offset_bytes, count)
-    offsets = array("Q", [entry & OFFSET_MASK for entry in entries])
+    offsets = array("Q", (entry & OFFSET_MASK for entry in entries))
     cluster = header.cluster_size_bytes
     if any(offset % cluster for offset in offsets):
         raise refusals.corrupt(
@@ -183,7 +183,9 @@ def _check_features(region: bytes, version: int) -> tuple[bool, int]:
             f"the qcow2 file uses incompatible features ({unknown:#x}) that are not accepted; "
             "convert it with qemu-img convert -O qcow2"
         )
-    if header_length < HEADER_BYTES_V3 or header_length % 8 or header_length > len(region):
+    if HEADER_BYTES_V3 <= header_length <= _HEADER_REGION_BYTES and header_length > len(region):
+        raise refusals.truncated("qcow2")
+    if not HEADER_BYTES_V3 <= header_length <= len(region) or header_length % 8:
         raise refusals.corrupt("the qcow2 header has an impossible length; make the image again")
     compression = 0
     if incompatible & Feature.COMPRESSION:
