@@ -109,3 +109,63 @@ def run_child(directory: Path, seed: int, after_s: float) -> list[str]:
     lines = (first + rest).split("\n")
     assert lines[0] == "start"
     return lines[:-1]
+
+
+def test_overwrite_then_kill(tmp_path: Path) -> None:
+    """Goal: INV-LOCAL-2. Method: overwrite flushed blocks, forget the process, read."""
+    backend = opened(tmp_path)
+    backend.create("v", SIZE)
+    device = backend.open_device("v", read_only=False)
+    device.write(0, b"\1" * 8 * BLOCK_SIZE_BYTES, fua=True)
+    device.write(BLOCK_SIZE_BYTES, b"\2" * BLOCK_SIZE_BYTES)
+    device.discard(3 * BLOCK_SIZE_BYTES, 2 * BLOCK_SIZE_BYTES)
+    device.write(4 * BLOCK_SIZE_BYTES, b"\3" * BLOCK_SIZE_BYTES)
+    backend._store.close()
+    for _ in range(2):
+        backend = opened(tmp_path)
+        with backend.open_device("v", read_only=True) as device:
+            found = device.read(0, 8 * BLOCK_SIZE_BYTES)[::BLOCK_SIZE_BYTES]
+        assert found == b"\1\2\1\1\3\1\1\1"
+        backend._store.close()
+
+
+def test_recovery_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: recovery starts again. Method: end it before its commit, open again."""
+    backend = opened(tmp_path)
+    backend.create("v", SIZE)
+    device = backend.open_device("v", read_only=False)
+    device.write(0, b"\1" * BLOCK_SIZE_BYTES, fua=True)
+    device.write(0, b"\2" * BLOCK_SIZE_BYTES)
+    backend._store.close()
+    backend = opened(tmp_path)
+
+    def cut(layer_id: int) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(backend._store.layers, "clear_notes", cut)
+    with pytest.raises(InterruptedError):
+        backend.open_device("v", read_only=True)
+    backend._store.close()
+    backend = opened(tmp_path)
+    backend.create_snapshot("v", "s")
+    with backend.open_device("v", "s", read_only=True) as device:
+        assert device.read(0, BLOCK_SIZE_BYTES) == b"\2" * BLOCK_SIZE_BYTES
+    backend.close()
+
+
+def test_trim_then_kill(tmp_path: Path) -> None:
+    """Goal: INV-LOCAL-3. Method: trim without a flush, forget the process, read the old bytes."""
+    backend = opened(tmp_path)
+    backend.create("v", SIZE)
+    device = backend.open_device("v", read_only=False)
+    device.write(0, b"\1" * 64 * BLOCK_SIZE_BYTES, fua=True)
+    device.discard(0, 32 * BLOCK_SIZE_BYTES)
+    backend._store.close()
+    backend = opened(tmp_path)
+    with backend.open_device("v", read_only=False) as device:
+        assert device.read(0, 64 * BLOCK_SIZE_BYTES) == b"\1" * 64 * BLOCK_SIZE_BYTES
+        used = backend.describe("v").allocated_bytes
+        device.discard(0, 32 * BLOCK_SIZE_BYTES)
+        device.flush()
+        assert backend.describe("v").allocated_bytes <= used - 31 * BLOCK_SIZE_BYTES
+    backend.close()

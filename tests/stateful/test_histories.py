@@ -20,7 +20,7 @@ QUICK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 def profile(examples: int) -> settings:
     return settings(
-        max_examples=examples * 20 if NIGHTLY else examples,
+        max_examples=examples * 10 if NIGHTLY else examples,
         stateful_step_count=100 if NIGHTLY else 40,
         deadline=None,
         print_blob=True,
@@ -66,6 +66,6 @@ class MemoryMachine(VolumeMachine):
 
 TestLocalHistories = LocalMachine.TestCase
 TestLocalHistories.pytestmark = [pytest.mark.timeout(3600 if NIGHTLY else 300)]
-TestLocalHistories.settings = profile(60)
+TestLocalHistories.settings = profile(100)
 TestMemoryHistories = MemoryMachine.TestCase
 TestMemoryHistories.settings = profile(3)
