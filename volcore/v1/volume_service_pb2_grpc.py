@@ -160,7 +160,8 @@ class VolumeServiceServicer:
 
     def FlattenVolume(self, request, context):
         """Starts to copy what the volume shares with its ancestors, so that it stands alone. Returns an operation. While one
-        runs, the same call returns that one.
+        runs, the same call returns that one. In an rbd pool the operation fails with FAILED_PRECONDITION while a client has
+        the volume open.
 
         Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool cannot flatten.
         """

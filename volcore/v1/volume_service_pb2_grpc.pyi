@@ -79,7 +79,8 @@ class VolumeServiceStub:
     """
     FlattenVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.FlattenVolumeRequest, _volume_service_pb2.FlattenVolumeResponse]
     """Starts to copy what the volume shares with its ancestors, so that it stands alone. Returns an operation. While one
-    runs, the same call returns that one.
+    runs, the same call returns that one. In an rbd pool the operation fails with FAILED_PRECONDITION while a client has
+    the volume open.
 
     Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool cannot flatten.
     """
@@ -141,7 +142,8 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """
     FlattenVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.FlattenVolumeRequest, _volume_service_pb2.FlattenVolumeResponse]  # type: ignore[assignment]
     """Starts to copy what the volume shares with its ancestors, so that it stands alone. Returns an operation. While one
-    runs, the same call returns that one.
+    runs, the same call returns that one. In an rbd pool the operation fails with FAILED_PRECONDITION while a client has
+    the volume open.
 
     Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool cannot flatten.
     """
@@ -248,7 +250,8 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_volume_service_pb2.FlattenVolumeResponse, _abc.Awaitable[_volume_service_pb2.FlattenVolumeResponse]]:
         """Starts to copy what the volume shares with its ancestors, so that it stands alone. Returns an operation. While one
-        runs, the same call returns that one.
+        runs, the same call returns that one. In an rbd pool the operation fails with FAILED_PRECONDITION while a client has
+        the volume open.
 
         Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool cannot flatten.
         """
