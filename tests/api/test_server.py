@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 
 import grpc
@@ -15,7 +16,12 @@ from volcore import limits
 from volcore.client import AsyncClient, Client, RetryPolicy
 from volcore.errors import InvalidArgumentError, Reason
 from volcore.limits import MIB
-from volcore.v1 import image_pb2, image_service_pb2, image_service_pb2_grpc
+from volcore.v1 import (
+    image_pb2,
+    image_service_pb2,
+    image_service_pb2_grpc,
+    operation_pb2,
+)
 from volcore.v1 import volume_service_pb2 as volumes
 from volcore.v1.volume_service_pb2_grpc import VolumeServiceStub
 from volcore.wire import paging
@@ -203,15 +209,26 @@ def test_large_pages_are_cut(client):
 
 
 def test_deadlines(channel, client):
-    """Goal: a deadline ends the wait, not the server. Method: a wait longer than the deadline."""
-    client.create_volume("pools/p/volumes/late", size_bytes=MIB)
+    """Goal: a deadline ends the wait, not the server. Method: delete what a stalled call holds."""
+    gate = threading.Event()
+    header = image_service_pb2.ImportHeader(parent="pools/p", image_id="stalled")
+
+    def stalled():
+        yield image_service_pb2.ImportImageRequest(header=header)
+        gate.wait(60)
+
+    stream = image_service_pb2_grpc.ImageServiceStub(channel).ImportImage(stalled())
+    operation = next(stream).progress.name
+    delete = image_service_pb2.DeleteImageRequest(name="pools/p/images/stalled")
     started = time.monotonic()
-    request = volumes.ListVolumesRequest(parent="pools/p")
     with pytest.raises(grpc.RpcError) as caught:
-        VolumeServiceStub(channel).ListVolumes(request, timeout=0.000_001)
+        image_service_pb2_grpc.ImageServiceStub(channel).DeleteImage(delete, timeout=0.3)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - started < 5
-    client.delete_volume("pools/p/volumes/late")
+    stream.cancel()
+    gate.set()
+    ended = client.wait_operation(operation)
+    assert ended.phase == operation_pb2.OPERATION_PHASE_CANCELLED
 
 
 def test_import_protocol(channel):

@@ -1,8 +1,8 @@
 """Open rbd images, one writable handle per volume and process.
 
-Two handles of one process would pass librbd's exclusive lock to and fro, and see each other's
-resizes late; so devices and operations on one volume share a handle, which closes with its last
-user.
+Two handles of one process would pass the exclusive lock of librbd back and forth, and see each
+other's resizes late; so devices and operations on one volume share a handle, which closes with its
+last user.
 """
 
 import threading
