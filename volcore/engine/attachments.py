@@ -40,7 +40,7 @@ class Attachments:
         with at.locks.hold([volume_lock(volume)]):
             record = at.volume(names.check_name(volume, field="volume"))
             _check_reachable(at)
-            others = _attachments(at, record)
+            others = attachments_of(at, record)
             mine = next((a for a in others if a.host == host), None)
             if mine is None:
                 _check_alone(at, record, others, mode)
@@ -105,7 +105,7 @@ class Attachments:
         names.check_name(host, field="host")
         with at.locks.hold([volume_lock(volume)]):
             record = at.volume(names.check_name(volume, field="volume"))
-            attached = _attachments(at, record)
+            attached = attachments_of(at, record)
             mine = next((a for a in attached if a.host == host), None)
             if mine is None:
                 return
@@ -127,8 +127,20 @@ def export_name(at: Pool, volume: Volume) -> str:
     return f"{at.name}/{volume.name}"
 
 
-def _attachments(at: Pool, volume: Volume) -> list[Attachment]:
+def attachments_of(at: Pool, volume: Volume) -> list[Attachment]:
+    """Return all attachments of a volume, in the order of the hosts."""
     return at.list(Attachment, prefix=f"{volume.name}/", wanted=lambda a: a.volume_id == volume.id)
+
+
+def in_use(at: Pool, volume: Volume, attached: list[Attachment]) -> PreconditionError:
+    """Return the error for a volume that the hosts of `attached` have."""
+    hosts = ", ".join(attachment.host for attachment in attached)
+    parent = f"pools/{at.name}/volumes/{volume.name}"
+    return PreconditionError(
+        f"volume {volume.name!r} is attached to {hosts}; detach it there first",
+        reason=Reason.VOLUME_IN_USE,
+        blockers=[Blocker("attachment", f"{parent}/attachments/{a.host}") for a in attached],
+    )
 
 
 def _check_alone(at: Pool, volume: Volume, others: list[Attachment], mode: AccessMode) -> None:
@@ -136,15 +148,7 @@ def _check_alone(at: Pool, volume: Volume, others: list[Attachment], mode: Acces
     writers = [a for a in others if a.access_mode is AccessMode.READ_WRITE]
     blocking = others if mode is AccessMode.READ_WRITE else writers
     if blocking:
-        hosts = ", ".join(a.host for a in blocking)
-        raise PreconditionError(
-            f"volume {volume.name!r} is attached to {hosts}; detach it there first",
-            reason=Reason.VOLUME_IN_USE,
-            blockers=[
-                Blocker("attachment", f"pools/{at.name}/volumes/{volume.name}/attachments/{a.host}")
-                for a in blocking
-            ],
-        )
+        raise in_use(at, volume, blocking)
 
 
 def _check_reachable(at: Pool) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from volcore.backends.contract import SupportsFlatten, SupportsRevert, VolumeFacts
 from volcore.engine import provision
+from volcore.engine.attachments import attachments_of, in_use
 from volcore.engine.changes import change, settle_leftover, snapshots_of
 from volcore.engine.operations import Operations, Work
 from volcore.engine.pool import Pool, drop, now_ns, put, unchanged, volume_lock
@@ -20,7 +21,6 @@ from volcore.errors import (
 )
 from volcore.model import names
 from volcore.model.records import (
-    Attachment,
     Intent,
     IntentAction,
     Operation,
@@ -162,7 +162,7 @@ class Volumes:
         with at.locks.hold([volume_lock(name)]):
             volume = self._settled(at, name)
             target = at.snapshot(name, snapshot)
-            refuse_in_use(at, volume)
+            _refuse_in_use(at, volume)
             intent = _intent(
                 at,
                 volume,
@@ -210,7 +210,7 @@ class Volumes:
             if volume is None or volume.state is not State.READY:
                 return
             _check_etag(volume, etag)
-            refuse_in_use(at, volume)
+            _refuse_in_use(at, volume)
             snapshots = snapshots_of(at, name, volume.id)
             if snapshots and not force:
                 raise PreconditionError(
@@ -239,24 +239,11 @@ class Volumes:
         return at.volume(name) if settle_leftover(at, volume.id) else volume
 
 
-def refuse_in_use(at: Pool, volume: Volume) -> None:
+def _refuse_in_use(at: Pool, volume: Volume) -> None:
     """Raise when a host has the volume attached."""
-    attached = at.list(
-        Attachment, prefix=f"{volume.name}/", wanted=lambda a: a.volume_id == volume.id
-    )
+    attached = attachments_of(at, volume)
     if attached:
-        hosts = ", ".join(a.host for a in attached)
-        raise PreconditionError(
-            f"volume {volume.name!r} is attached to {hosts}; detach it first",
-            reason=Reason.VOLUME_IN_USE,
-            blockers=[
-                Blocker(
-                    "attachment",
-                    f"pools/{at.name}/volumes/{volume.name}/attachments/{a.host}",
-                )
-                for a in attached
-            ],
-        )
+        raise in_use(at, volume, attached)
 
 
 def _intent(at: Pool, volume: Volume, action: IntentAction, **fields: object) -> Intent:
