@@ -1,4 +1,7 @@
-"""The Ceph cluster of a test run: one for the session, or the one that the caller names."""
+"""The Ceph cluster of a test run: one for the session, or the one that the caller names.
+
+Hypothesis judges no test by its time: a shared machine pauses when it likes.
+"""
 
 import os
 import uuid
@@ -6,8 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from volcore.testing.cluster import CephAccess, CephCluster, missing_packages
+
+settings.register_profile(
+    "volcore", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("volcore")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
