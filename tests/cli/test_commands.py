@@ -165,7 +165,7 @@ def test_images(server, pool, golden, golden_file, tmp_path):
     """Goal: all verbs of images. Method: import, export, publish, look, delete."""
     shown = as_json(server, "image", "get", golden)
     digest = shown.pop("digest")
-    assert digest.startswith("sha256-4m:")
+    assert digest.startswith("blake3-4m:")
     assert stable(shown) == {
         "apiVersion": "volcore/v1",
         "kind": "Image",
@@ -217,7 +217,7 @@ def test_import_refusals(server, golden_file, tmp_path):
     refused(server, 3, "IMAGE_FORMAT_MISMATCH", "image", "import", str(golden_file), fresh("i"),
             "--format", "vmdk")  # fmt: skip
     refused(server, 3, "IMAGE_CHECKSUM_MISMATCH", "image", "import", str(golden_file), fresh("i"),
-            "--digest", "sha256-4m:" + "0" * 64)  # fmt: skip
+            "--digest", "blake3-4m:" + "0" * 64)  # fmt: skip
 
 
 def test_deploy(server, pool, golden):

@@ -1,11 +1,13 @@
 """Import: every format byte for byte with one digest; cancel, kill, missing tool, full pool."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -191,10 +193,15 @@ with open(sys.argv[1], "rb") as file:
 
 
 def running_children(parent: int, name: str) -> list[int]:
-    done = subprocess.run(
-        ["pgrep", "-P", str(parent), "-x", name], capture_output=True, text=True, check=False
-    )
-    return [int(word) for word in done.stdout.split()]
+    """Process ids of the children of `parent` that run the program `name`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() == name:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == parent:
+                    found.append(int(entry.name))
+    return found
 
 
 def test_tool_missing(memory_blank, tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def import_image(
         bool, typer.Option("--on-server", help="FILE is a path on the server; nothing is sent.")
     ] = False,
     digest: Annotated[
-        str | None, typer.Option(help="Refuse any other content: sha256-4m:...")
+        str | None, typer.Option(help="Refuse any other content: blake3-4m:...")
     ] = None,
     label: LabelOption = None,
     pool: PoolOption = None,

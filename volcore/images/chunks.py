@@ -5,7 +5,6 @@ find zeroes, write) while the bytes are warm. Nothing is read twice, memory is o
 and reading, hashing and writing of different chunks overlap without hand-over between threads.
 """
 
-import hashlib
 import os
 import queue
 import threading
@@ -15,7 +14,7 @@ from typing import Final, Protocol
 from volcore.backends.contract import BlockDevice, Progress
 from volcore.kernels.zero import find_zero_blocks
 from volcore.limits import CHUNK_SIZE_BYTES, KIB, MIB
-from volcore.model.digest import ContentDigest
+from volcore.model.digest import ContentDigest, chunk_digest
 
 Fill = Callable[[memoryview], bool]
 """Fills the whole buffer with a chunk, zeroes after its end; False: all zeroes, nothing filled."""
@@ -75,7 +74,7 @@ def store(source: ChunkSource, device: BlockDevice, progress: Progress) -> str:
             offset_bytes, buffer, data_runs(buffer, device.size_bytes - offset_bytes)
         ):
             flusher.note_written(CHUNK_SIZE_BYTES)
-            digest.add(chunk_index, hashlib.sha256(buffer).digest())
+            digest.add(chunk_index, chunk_digest(buffer))
 
     for_each_chunk(source, work, progress)
     device.flush()

@@ -1,14 +1,13 @@
 """The content digest of a device, see `volcore.model.digest`."""
 
 import functools
-import hashlib
 from collections.abc import Iterator
 
 from volcore.backends.contract import BlockDevice, Progress
 from volcore.images.chunks import Fill, for_each_chunk
 from volcore.kernels.zero import is_zero
 from volcore.limits import CHUNK_SIZE_BYTES, GIB
-from volcore.model.digest import ContentDigest
+from volcore.model.digest import ContentDigest, chunk_digest
 from volcore.model.extent import ExtentKind, chunk_count, chunk_index
 
 _WINDOW_BYTES = 64 * GIB
@@ -29,7 +28,7 @@ def digest_device(device: BlockDevice, progress: Progress, threads: int | None =
 
     def work(index: int, buffer: memoryview) -> None:
         if not is_zero(buffer):
-            digest.add(index, hashlib.sha256(buffer).digest())
+            digest.add(index, chunk_digest(buffer))
 
     for_each_chunk(DeviceSource(device), work, progress, threads=threads)
     return digest.result()
