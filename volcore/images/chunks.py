@@ -25,7 +25,7 @@ THREADS_MAX: Final = 8
 """Beyond that, memory bandwidth and storage are the limit, not hashing."""
 ZERO_PIECE_BYTES: Final = 64 * KIB
 """A piece of zeroes of this size is not written; smaller ones are not worth an extra request."""
-FLUSH_EVERY_BYTES: Final = 128 * MIB
+FLUSH_EVERY_BYTES: Final = 64 * MIB
 """Long enough that a flush costs little, short enough that the last one is short."""
 _PIECES_PER_CHUNK: Final = CHUNK_SIZE_BYTES // ZERO_PIECE_BYTES
 _TURN_BYTES: Final = 1 * MIB
