@@ -9,7 +9,7 @@ from volcore.catalog.sqlite import SqliteCatalog
 from volcore.database import Database
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume, SourceRef
-from volcore.errors import VolcoreError
+from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import MIB
 from volcore.model.records import Image, Intent, Operation, Snapshot, SourceKind, State, Volume
 from volcore.testing.crash import Crash, CrashingBackend, CrashingCatalog, CrashSwitch
@@ -106,3 +106,25 @@ def test_crash_at_every_step(scenario):
         check_whole(engine)
         act(engine)
         check_whole(engine)
+
+
+def test_one_stuck_change_does_not_stop_a_pool():
+    """A half-made volume that somebody has open stays invisible; the pool is served anyway."""
+    backend, catalog = MemoryBackend(), SqliteCatalog(Database(None))
+    backend.open()
+    prepare(start(backend, catalog))
+    switch = CrashSwitch(4)  # dies right after the backend has made the volume
+    new = CreateVolume(name="new", size_bytes=SIZE)
+    with contextlib.suppress(Crash):
+        start(CrashingBackend(backend, switch), CrashingCatalog(catalog, switch)).volumes.create(
+            "p", new
+        )
+    (half,) = [name for name in backend.walk() if name.startswith("new.")]
+    with backend.open_device(half, read_only=True):
+        engine = start(backend, catalog)
+        assert engine.volumes.get("p", "old").name == "old"
+        with pytest.raises(NotFoundError):
+            engine.volumes.get("p", "new")
+        assert len(engine.pools.open("p").list(Intent)) == 1
+    check_whole(start(backend, catalog))
+    assert engine.volumes.create("p", new).backend_id != half

@@ -14,6 +14,7 @@ from volcore.engine.pool import Exporter, Pool
 from volcore.engine.pools import Pools
 from volcore.engine.snapshots import Snapshots
 from volcore.engine.volumes import Volumes
+from volcore.errors import PreconditionError
 from volcore.model.records import Intent
 
 _log = structlog.get_logger("volcore.engine")
@@ -60,9 +61,24 @@ class Engine:
 
 
 def recover(pool: Pool) -> None:
-    """Settle every change that was cut off, then free what nothing needs any more. Idempotent."""
+    """Settle every change that was cut off, then free what nothing needs any more. Idempotent.
+
+    A change that the backend refuses to settle now (a client still has the half-made volume open)
+    keeps its intent: it stays invisible, and the next call or start tries again. It must not keep
+    the pool, and all other volumes, from being served.
+    """
     for intent in pool.list(Intent):
-        settle(pool, intent)
+        try:
+            settle(pool, intent)
+        except PreconditionError as err:
+            _log.warning(
+                "change not settled",
+                pool=pool.name,
+                action=intent.action,
+                subject=intent.subject_key,
+                reason=err.reason,
+                message=err.message,
+            )
     if isinstance(pool.backend, SupportsCollect):
         freed = pool.backend.collect()
         if freed:
