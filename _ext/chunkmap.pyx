@@ -7,10 +7,15 @@ microseconds, less than giving the GIL up and waiting for it again. So calls on 
 exclude each other.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from common cimport check_length
+
+cdef extern from "<endian.h>" nogil:
+    uint32_t htole32(uint32_t number)
+    uint32_t le32toh(uint32_t number)
 
 cdef enum:
     ABSENT = 0
@@ -18,6 +23,7 @@ cdef enum:
     ZERO = 2
     ZERO_OWNER = 0xFFFE
     UNRESOLVED = 0xFFFF
+    PACKED_BLOCKS_MAX = 1024
 
 
 # ---- cores: primitive arguments only; branch-free where the compiler can make vectors of them ----
@@ -106,6 +112,50 @@ cdef Py_ssize_t owner_run_end(const uint16_t *owners, Py_ssize_t at,
     while at < end and (owners[at] | bit) == owner:
         at += 1
     return at
+
+
+cdef Py_ssize_t pack_crcs(const uint8_t *states, const uint32_t *crcs, uint32_t *packed,
+                          Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at, kept = 0
+    for at in range(count):
+        packed[kept] = htole32(crcs[at])
+        kept += states[at] == DATA
+    return kept
+
+
+cdef void unpack_crcs(const uint8_t *states, const uint8_t *packed, uint32_t *crcs,
+                      Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at
+    cdef uint32_t crc
+    for at in range(count):
+        crcs[at] = 0
+        if states[at] == DATA:
+            memcpy(&crc, packed, 4)
+            crcs[at] = le32toh(crc)
+            packed += 4
+
+
+cdef void pack_states(const uint8_t *states, uint8_t *packed, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at
+    for at in range(count // 4):
+        packed[at] = (states[4 * at] | states[4 * at + 1] << 2 | states[4 * at + 2] << 4
+                      | states[4 * at + 3] << 6)
+
+
+cdef void unpack_states(const uint8_t *packed, uint8_t *states, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at
+    for at in range(count // 4):
+        states[4 * at] = packed[at] & 3
+        states[4 * at + 1] = packed[at] >> 2 & 3
+        states[4 * at + 2] = packed[at] >> 4 & 3
+        states[4 * at + 3] = packed[at] >> 6
+
+
+cdef Py_ssize_t data_count(const uint8_t *states, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at, found = 0
+    for at in range(count):
+        found += states[at] == DATA
+    return found
 
 
 # ---- shells ----
@@ -199,3 +249,43 @@ def merge(uint8_t[::1] lower_states not None, uint32_t[::1] lower_crcs not None,
     check_states(upper_states)
     if count:
         merge_core(&lower_states[0], &lower_crcs[0], &upper_states[0], &upper_crcs[0], count)
+
+
+cdef int check_packable(Py_ssize_t count) except -1:
+    if count < 8 or count % 4 or count > PACKED_BLOCKS_MAX:
+        raise ValueError(f"a map of {count} blocks has no packed form")
+    return 0
+
+
+def pack(const uint8_t[::1] states not None, const uint32_t[::1] crcs not None):
+    cdef Py_ssize_t count = states.shape[0]
+    check_packable(count)
+    check_length("crcs", crcs.shape[0], count)
+    check_states(states)
+    cdef bint uniform = state_run_end(&states[0], 0, count) == count
+    packed_states = PyBytes_FromStringAndSize(NULL, 1 if uniform else count // 4)
+    if uniform:
+        PyBytes_AS_STRING(packed_states)[0] = <char>states[0]
+    else:
+        pack_states(&states[0], <uint8_t *>PyBytes_AS_STRING(packed_states), count)
+    cdef uint32_t kept_crcs[PACKED_BLOCKS_MAX]
+    cdef Py_ssize_t kept = pack_crcs(&states[0], &crcs[0], kept_crcs, count)
+    return packed_states, PyBytes_FromStringAndSize(<char *>kept_crcs, 4 * kept)
+
+
+def unpack(const uint8_t[::1] packed_states not None, const uint8_t[::1] packed_crcs not None,
+           uint8_t[::1] states not None, uint32_t[::1] crcs not None):
+    cdef Py_ssize_t count = states.shape[0]
+    check_packable(count)
+    check_length("crcs", crcs.shape[0], count)
+    cdef uint8_t found[PACKED_BLOCKS_MAX]
+    if packed_states.shape[0] == 1:
+        memset(found, packed_states[0], count)
+    else:
+        check_length("packed_states", packed_states.shape[0], count // 4)
+        unpack_states(&packed_states[0], found, count)
+    if not all_known(found, count):
+        raise ValueError("a block state is none of ABSENT, DATA, ZERO")
+    check_length("packed_crcs", packed_crcs.shape[0], 4 * data_count(found, count))
+    memcpy(&states[0], found, count)
+    unpack_crcs(found, &packed_crcs[0] if packed_crcs.shape[0] else NULL, &crcs[0], count)

@@ -1,6 +1,7 @@
 """The block map: known answers, boundaries, native == pure, golden digest, misuse."""
 
 import random
+import struct
 from array import array
 from hashlib import sha256
 
@@ -161,6 +162,57 @@ def test_native_equals_pure(layers, first, count):
     assert run_all(native("chunkmap"), layers, first, count) == expected
 
 
+def test_pack(chunkmap):
+    """Goal: the form on the disk, byte for byte. Method: known answers of each length."""
+    states = bytes([ABSENT, DATA, ZERO, DATA, ZERO, ABSENT, ABSENT, ABSENT])
+    expected = bytes([0b01100100, 0b00000010]), bytes([2, 0, 0, 0, 4, 3, 2, 1])
+    assert chunkmap.pack(states, words([9, 2, 9, 0x01020304, 9, 9, 9, 9])) == expected
+    for state, count in ((ABSENT, 0), (DATA, 1024), (ZERO, 0)):
+        packed = chunkmap.pack(bytes([state]) * 1024, words(range(1024)))
+        assert packed == (bytes([state]), struct.pack(f"<{count}I", *range(count)))
+    found, crcs = bytearray([9] * 8), words([9] * 8)
+    chunkmap.unpack(*expected, found, crcs)
+    assert (found, crcs.tolist()) == (states, [0, 2, 0, 0x01020304, 0, 0, 0, 0])
+    chunkmap.unpack(bytes([ZERO]), b"", found, crcs)
+    assert (found, crcs.tolist()) == (bytes([ZERO]) * 8, [0] * 8)
+
+
+def test_packed_golden_digest(chunkmap):
+    """Goal: freeze the form on the disk: a new digest means that old stores cannot be read."""
+    rng, digest = random.Random(13), sha256()
+    for block_count in (8, 12, 64, 1000, 1024):
+        for _ in range(4):
+            states = bytes(rng.choices((0, 1, 2), k=block_count))
+            crcs = words(rng.choices(range(2**32), k=block_count))
+            digest.update(b"".join(chunkmap.pack(states, crcs)))
+    assert digest.hexdigest() == "2c6e57972c9478fee493a3efd16649105016ac181ace048a8e6c9525de60ab0e"
+
+
+@given(st.lists(st.tuples(STATES, CRCS), min_size=2, max_size=20), st.integers(1, 52))
+def test_packed_native_equals_pure(blocks, repeats):
+    """Goal: one form, and nothing lost in it. Method: both ways, with both implementations."""
+    blocks = (blocks * repeats * 4)[:1024]
+    blocks = blocks[: len(blocks) // 4 * 4]
+    states, crcs = bytes(state for state, _ in blocks), words(crc for _, crc in blocks)
+    packed = native("chunkmap").pack(states, crcs)
+    assert packed == oracle("chunkmap").pack(states, crcs)
+    for kernel in (native("chunkmap"), oracle("chunkmap")):
+        found, found_crcs = bytearray(len(states)), words([7] * len(states))
+        kernel.unpack(*packed, found, found_crcs)
+        kernel.freeze(states, crcs)
+        assert (found, found_crcs) == (states, crcs)
+
+
+@given(st.binary(max_size=6), st.binary(max_size=40), st.sampled_from([8, 16, 20, 7, 4]))
+def test_unpack_of_anything(packed_states, packed_crcs, count):
+    """Goal: damage is refused, alike by both. Method: random bytes."""
+    results = []
+    for kernel in (native("chunkmap"), oracle("chunkmap")):
+        states, crcs = bytearray(count), words([7] * count)
+        results.append((outcome(kernel.unpack, packed_states, packed_crcs, states, crcs), states))
+    assert results[0] == results[1]
+
+
 BIG = 2**63
 MISUSE = [
     (TypeError, "mark", (None, 0, 0, 0)),
@@ -199,6 +251,19 @@ MISUSE = [
     (ValueError, "merge", (bytearray(1), words([0]), bytes([7]), words([0]))),
     (ValueError, "merge", (bytearray([7]), words([0]), bytes(1), words([0]))),
     (ValueError, "merge", (bytearray(1), words([0]), bytes(1), words([]))),
+    (ValueError, "pack", (bytes(4), words([0] * 4))),
+    (ValueError, "pack", (bytes(10), words([0] * 10))),
+    (ValueError, "pack", (bytes(1028), words([0] * 1028))),
+    (ValueError, "pack", (bytes(8), words([0] * 7))),
+    (ValueError, "pack", (bytes([3] * 8), words([0] * 8))),
+    (ValueError, "unpack", (bytes([3]), b"", bytearray(8), words([0] * 8))),
+    (ValueError, "unpack", (bytes([0xC0, 0]), b"", bytearray(8), words([0] * 8))),
+    (ValueError, "unpack", (bytes([1, 0]), b"", bytearray(8), words([0] * 8))),
+    (ValueError, "unpack", (bytes([1, 0]), bytes(8), bytearray(8), words([0] * 8))),
+    (ValueError, "unpack", (b"", b"", bytearray(8), words([0] * 8))),
+    (ValueError, "unpack", (bytes(3), b"", bytearray(8), words([0] * 8))),
+    (ValueError, "unpack", (bytes(1), b"", bytearray(8), words([0] * 4))),
+    (BufferError, "unpack", (bytes(1), b"", bytes(8), words([0] * 8))),
     (BufferError, "merge", (bytes(1), words([0]), bytes(1), words([0]))),
 ]
 

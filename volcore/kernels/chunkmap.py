@@ -111,3 +111,31 @@ def merge(
         upper_crcs: `(block_count,) uint32`.
     """
     _kernel.merge(lower_states, lower_crcs, upper_states, upper_crcs)
+
+
+def pack(states: Buffer, crcs: Buffer) -> tuple[bytes, bytes]:
+    """Return the form of a map on the disk: its states, and the CRCs of its DATA blocks.
+
+    States take one byte when all are the same, else two bits a block: block `b` is in byte
+    `b // 4`, at bits `2 * (b % 4)` and the next higher one. CRCs are uint32 little-endian, in the
+    order of their blocks.
+
+    Args:
+        states: `(block_count,) uint8`; `block_count` is a multiple of 4, from 8 to 1024.
+        crcs: `(block_count,) uint32`.
+    """
+    return _kernel.pack(states, crcs)
+
+
+def unpack(packed_states: Buffer, packed_crcs: Buffer, states: Buffer, crcs: Buffer) -> None:
+    """Fill a map from what `pack` returned; CRCs of blocks without DATA become 0.
+
+    ValueError also when the number of CRCs is not that of the DATA blocks.
+
+    Args:
+        packed_states: bytes.
+        packed_crcs: bytes.
+        states: writable, `(block_count,) uint8`.
+        crcs: writable, `(block_count,) uint32`.
+    """
+    _kernel.unpack(packed_states, packed_crcs, states, crcs)

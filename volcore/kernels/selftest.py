@@ -3,6 +3,7 @@
 A kernel that computes wrongly (a bad build, a broken CPU) must not touch data.
 """
 
+import struct
 from array import array
 
 from volcore.errors import IntegrityError, Reason
@@ -81,6 +82,10 @@ def _check_chunkmap() -> None:
     states = [(0, 5, 1), (5, 2, 2), (7, 5, 1), (12, 4, 0)]
     _expect("merge", chunkmap.state_runs(bottom, 0, 16), states)
     _expect("merge", crcs_bottom.tolist()[1:8], [101, 2, 3, 4, 0, 0, 107])
+    packed = chunkmap.pack(top, crcs_top)
+    _expect("pack", packed, (bytes([0x50, 0x29, 0, 0]), struct.pack("<3I", 2, 3, 4)))
+    chunkmap.unpack(*packed, bottom, crcs_bottom)
+    _expect("unpack", (bottom, crcs_bottom), (top, crcs_top))
 
 
 def _check_extents() -> None:

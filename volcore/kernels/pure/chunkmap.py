@@ -1,11 +1,13 @@
 """Oracle of the three-state block map."""
 
+import struct
 from itertools import groupby
 
 from volcore.kernels.pure.checks import check_lengths, signed_size, view
 
 ABSENT, DATA, ZERO = range(3)
 ZERO_OWNER, UNRESOLVED = 0xFFFE, 0xFFFF
+PACKED_BLOCKS_MAX = 1024
 
 
 def _check_states(states: memoryview) -> None:
@@ -108,3 +110,42 @@ def merge(
         if upper[block] != ABSENT:
             lower[block] = upper[block]
             lower_crc[block] = upper_crc[block] if upper[block] == DATA else 0
+
+
+def _check_packable(count: int) -> None:
+    if count < 8 or count % 4 or count > PACKED_BLOCKS_MAX:
+        raise ValueError(f"a map of {count} blocks has no packed form")
+
+
+def pack(states: object, crcs: object) -> tuple[bytes, bytes]:
+    """See the public face."""
+    state, crc = view(states), view(crcs, "I")
+    _check_packable(len(state))
+    check_lengths(len(state), crc)
+    _check_states(state)
+    kept = [crc[block] for block in range(len(state)) if state[block] == DATA]
+    packed_crcs = struct.pack(f"<{len(kept)}I", *kept)
+    if len(set(state)) == 1:
+        return bytes([state[0]]), packed_crcs
+    number = sum(value << 2 * block for block, value in enumerate(state))
+    return number.to_bytes(len(state) // 4, "little"), packed_crcs
+
+
+def unpack(packed_states: object, packed_crcs: object, states: object, crcs: object) -> None:
+    """See the public face."""
+    packed, packed_crc = view(packed_states), view(packed_crcs)
+    state, crc = view(states, writable=True), view(crcs, "I", writable=True)
+    _check_packable(len(state))
+    check_lengths(len(state), crc)
+    if len(packed) == 1:
+        found = [packed[0]] * len(state)
+    else:
+        check_lengths(len(state) // 4, packed)
+        number = int.from_bytes(packed, "little")
+        found = [number >> 2 * block & 3 for block in range(len(state))]
+    if any(value > ZERO for value in found):
+        raise ValueError("a block state is none of ABSENT, DATA, ZERO")
+    check_lengths(4 * found.count(DATA), packed_crc)
+    kept = iter(struct.unpack(f"<{found.count(DATA)}I", packed_crc))
+    for block, value in enumerate(found):
+        state[block], crc[block] = value, next(kept) if value == DATA else 0
