@@ -10,11 +10,29 @@ held.
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Final
 
-from volcore.errors import BackendIOError, ExhaustedError, IntegrityError, Reason, UnavailableError
+from volcore.errors import (
+    BackendIOError,
+    ExhaustedError,
+    Reason,
+    UnavailableError,
+    VolcoreError,
+)
+from volcore.seal import Seal, Witness, damaged
+
+_PRAGMAS: Final = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "recursive_triggers=ON",  # what REPLACE deletes counts, see volcore.seal
+    "temp_store=MEMORY",
+)
+_DAMAGE: Final = ("malformed", "no such table", "no such column", "no such index", "decode")
+"""Words of SQLite that mean a damaged file, though it calls them operational."""
 
 
 class Database:
@@ -27,18 +45,21 @@ class Database:
         self._owner = 0
         self._after_commit: list[Callable[[], None]] = []
         self._after_rollback: list[Callable[[], None]] = []
-        with self._translated():
+        self._transaction = _Transaction(self)
+        self._seal: Seal | None = None
+        self._changes = 0
+        """Rows changed before the current transaction."""
+        with _TRANSLATED:
             self._connection = sqlite3.connect(
                 ":memory:" if path is None else path,
                 isolation_level=None,
                 check_same_thread=False,
                 timeout=10,
             )
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            for pragma in _PRAGMAS:
                 self._connection.execute(f"PRAGMA {pragma}")
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Run the block in one transaction; nested uses join the outermost one.
 
         Durability: at the end of the outermost block everything is on disk. On an exception
@@ -48,34 +69,57 @@ class Database:
             ExhaustedError: POOL_FULL, the disk is full.
             IntegrityError: BAD_RECORD, the file is damaged.
         """
-        with self._lock:
-            if self._depth:
-                self._depth += 1
-                try:
-                    yield
-                finally:
-                    self._depth -= 1
-                return
-            with self._translated():
+        return self._transaction
+
+    def _begin(self) -> None:
+        """Enter a transaction: the outermost one begins it."""
+        self._lock.acquire()
+        if self._depth:
+            self._depth += 1
+            return
+        try:
+            with _TRANSLATED:
                 self._connection.execute("BEGIN IMMEDIATE")
-            self._depth = 1
-            self._owner = threading.get_ident()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._depth = 1
+        self._owner = threading.get_ident()
+        self._changes = self._connection.total_changes
+
+    def _end(self, error: BaseException | None) -> None:
+        """Leave a transaction: the outermost one is committed, or undone after an `error`."""
+        try:
+            if self._depth > 1:
+                self._depth -= 1
+                return
+            if error is not None:
+                self._roll_back(error)
+                return
+            seal = self._seal if self._connection.total_changes != self._changes else None
             try:
-                yield
-                with self._translated():
+                with _TRANSLATED:
+                    if seal is not None:
+                        seal.count()
                     self._connection.execute("COMMIT")
             except BaseException as err:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                if isinstance(err, ExhaustedError):
-                    # What is in the log moves to its place, so that the log's space serves again:
-                    # a repeated call, such as a delete that frees space, then succeeds.
-                    with suppress(sqlite3.Error):
-                        self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-                self._finish(self._after_rollback)
+                self._roll_back(err)
                 raise
-            else:
-                self._finish(self._after_commit)
+            if seal is not None:
+                seal.committed()
+            self._finish(self._after_commit)
+        finally:
+            self._lock.release()
+
+    def _roll_back(self, error: BaseException) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if isinstance(error, ExhaustedError):
+            # What is in the log moves to its place, so that the log's space serves again:
+            # a repeated call, such as a delete that frees space, then succeeds.
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        self._finish(self._after_rollback)
 
     def _finish(self, hooks: list[Callable[[], None]]) -> None:
         """End the transaction's bookkeeping, then run `hooks`, still under the lock."""
@@ -87,6 +131,24 @@ class Database:
             # One that fails keeps no other from running: they release locks.
             for hook in reversed(todo):
                 stack.callback(hook)
+
+    @contextmanager
+    def sealing(self, witness: Path) -> Iterator[Seal]:
+        """Begin to seal the database, with the tables that the block covers; one transaction.
+
+        Raises:
+            IntegrityError: BAD_RECORD, the database is not as it was left; nothing was changed.
+        """
+        with self.transaction(), _TRANSLATED:
+            seal = Seal(self._connection, Witness(witness))
+            yield seal
+            self._seal = seal
+
+    def cover(self, table: str, columns: Sequence[str]) -> None:
+        """Seal one more table; nothing happens in a database without a seal."""
+        if self._seal is not None:
+            with self.transaction(), _TRANSLATED:
+                self._seal.cover(table, columns, adopt=self._seal.fresh)
 
     def inside(self) -> bool:
         """Tell whether the calling thread is inside a transaction."""
@@ -104,50 +166,96 @@ class Database:
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement in the current transaction, or in its own; return the changed rows."""
-        with self.transaction(), self._translated():
+        with self.transaction(), _TRANSLATED:
             return self._connection.execute(sql, parameters).rowcount
+
+    def insert(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one INSERT like `execute`; return the id of the row."""
+        with self.transaction(), _TRANSLATED:
+            row_id = self._connection.execute(sql, parameters).lastrowid
+        assert row_id is not None, "an INSERT into a table with row ids"
+        return row_id
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run one statement for each of `rows`, in the current transaction or in its own."""
-        with self.transaction(), self._translated():
+        with self.transaction(), _TRANSLATED:
             self._connection.executemany(sql, rows)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Return all rows."""
-        with self._lock, self._translated():
+        with self._lock, _TRANSLATED:
             return self._connection.execute(sql, parameters).fetchall()
 
     def close(self) -> None:
         """Close the database; idempotent."""
         with self._lock:
             self._connection.close()
+            if self._seal is not None:
+                self._seal.witness.close()
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours."""
-        try:
-            yield
-        except sqlite3.OperationalError as err:
-            text = str(err)
-            if "full" in text:
-                raise ExhaustedError(
-                    "the pool's disk is full; free space or grow it, then repeat the call",
-                    reason=Reason.POOL_FULL,
-                    retryable=True,
-                ) from err
-            if "locked" in text or "busy" in text:
-                raise UnavailableError(
-                    "the pool's database is locked by another process; end that process",
-                    reason=Reason.POOL_LOCKED,
-                    retryable=True,
-                ) from err
-            raise BackendIOError(
-                f"the pool's database failed: {text}; look at its disk", reason=Reason.BACKEND_IO
-            ) from err
-        except sqlite3.DatabaseError as err:
-            if isinstance(err, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-                raise
-            raise IntegrityError(
-                f"the pool's database is damaged: {err}; restore it from a backup",
-                reason=Reason.BAD_RECORD,
-            ) from err
+
+class _Transaction(AbstractContextManager[None]):
+    """What `Database.transaction` returns: one for all, since the database keeps the state."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database._begin()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._database._end(value)
+
+
+class _Translated(AbstractContextManager[None]):
+    """Turns SQLite's errors into ours.
+
+    A class, because a generator costs as much as a small statement, and each call has a dozen.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if value is None or not isinstance(value, sqlite3.DatabaseError):
+            return
+        if isinstance(value, sqlite3.ProgrammingError):
+            return
+        raise _translation(value) from value
+
+
+_TRANSLATED: Final = _Translated()
+
+
+def _translation(err: sqlite3.DatabaseError) -> VolcoreError:
+    """Return our error for one of SQLite's."""
+    text = str(err)
+    if not isinstance(err, sqlite3.OperationalError):
+        return damaged(text)
+    if "full" in text:
+        return ExhaustedError(
+            "the pool's disk is full; free space or grow it, then repeat the call",
+            reason=Reason.POOL_FULL,
+            retryable=True,
+        )
+    if "locked" in text or "busy" in text:
+        return UnavailableError(
+            "the pool's database is locked by another process; end that process",
+            reason=Reason.POOL_LOCKED,
+            retryable=True,
+        )
+    if any(word in text for word in _DAMAGE):
+        return damaged(text)
+    return BackendIOError(
+        f"the pool's database failed: {text}; look at its disk", reason=Reason.BACKEND_IO
+    )

@@ -11,7 +11,16 @@ from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import MIB
-from volcore.model.records import Image, Intent, Operation, Snapshot, SourceKind, State, Volume
+from volcore.model.records import (
+    GroupSnapshot,
+    Image,
+    Intent,
+    Operation,
+    Snapshot,
+    SourceKind,
+    State,
+    Volume,
+)
 from volcore.testing.crash import Crash, CrashingBackend, CrashingCatalog, CrashSwitch
 
 SIZE = 8 * MIB
@@ -28,7 +37,8 @@ def prepare(engine: Engine) -> None:
     engine.volumes.create("p", CreateVolume(name="src", size_bytes=SIZE))
     engine.snapshots.create("p", "src", "s")
     engine.images.publish("p", "gold", "src", "s")
-    engine.volumes.deploy("p", "gold", ["old"])
+    engine.volumes.deploy("p", "gold", ["old", "one", "two"])
+    engine.group_snapshots.create("p", "g", ["one", "two"])
 
 
 def deploy(engine: Engine) -> None:
@@ -51,10 +61,12 @@ SCENARIOS = {
     "clone": create_clone,
     "deploy": deploy,
     "snapshot": lambda e: e.snapshots.create("p", "src", "s2"),
+    "group snapshot": lambda e: e.group_snapshots.create("p", "g2", ["src", "old"]),
     "publish": publish,
     "resize": lambda e: e.volumes.resize("p", "old", 2 * SIZE),
     "revert": lambda e: e.volumes.revert("p", "src", "s"),
     "delete snapshot": lambda e: e.snapshots.delete("p", "src", "s"),
+    "delete group": lambda e: e.group_snapshots.delete("p", "g"),
     "delete volume": lambda e: e.volumes.delete("p", "src", force=True),
     "delete image": lambda e: e.images.delete("p", "gold"),
 }
@@ -65,7 +77,10 @@ def check_whole(engine: Engine) -> None:
     pool = engine.pools.open("p")
     assert pool.list(Intent) == []
     volumes, snapshots, images = pool.list(Volume), pool.list(Snapshot), pool.list(Image)
-    assert all(r.state is State.READY for r in [*volumes, *snapshots, *images])
+    groups = pool.list(GroupSnapshot)
+    assert all(r.state is State.READY for r in [*volumes, *snapshots, *images, *groups])
+    members = {s.key: s.group_id for s in snapshots if s.group_id}
+    assert members == {key: g.id for g in groups for key in g.member_keys}
     assert all(operation.finished for operation in pool.list(Operation))
     expected = {v.backend_id for v in volumes} | {i.backend_volume_id for i in images}
     assert set(pool.backend.walk()) == expected

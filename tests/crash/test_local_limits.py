@@ -395,8 +395,8 @@ def test_snapshots_beside_flushes(backend: LocalBackend) -> None:
 
 def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: recovery's work is bounded. Method: overwrite more chunks than may be noted."""
-    monkeypatch.setattr(durability_module, "OVERWRITE_REGIONS_MAX", 12)
-    monkeypatch.setattr(durability_module, "NOTES_EVICTED", 4)
+    monkeypatch.setattr(durability_module, "OVERWRITE_CHUNKS_MAX", 12)
+    monkeypatch.setattr(durability_module, "NOTES_TOGETHER", 2)
     chunk_count = 40
     backend = opened(tmp_path)
     backend.create("v", chunk_count * CHUNK_SIZE_BYTES)
@@ -468,7 +468,7 @@ def test_many_open_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         devices.append(backend.open_device(f"v{number}", read_only=False))
     for number, device in enumerate(devices):
         device.write(0, bytes([number + 1]) * B)
-    assert len(backend._store.files._entries) <= 6
+    assert backend._store.files._open_count <= 6
     for number, device in enumerate(devices):
         assert device.read(0, B) == bytes([number + 1]) * B
         device.close()

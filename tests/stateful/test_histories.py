@@ -46,6 +46,23 @@ class LocalMachine(VolumeMachine):
             self.backend.close()
         return self._opened()
 
+    def background_step(self) -> bool:
+        self.backend.upkeep._freezes.clear()  # waits for nothing
+        return self.backend.upkeep.step()
+
+    def check_idle(self) -> None:
+        """No layer is left that only one other needs, and no file that no layer has."""
+        rows = self.store.database.query(
+            "SELECT lower.id FROM layer AS lower WHERE lower.owner = '' OR ("
+            " NOT EXISTS (SELECT 1 FROM snapshot WHERE layer = lower.id)"
+            " AND 1 = (SELECT count(*) FROM layer WHERE parent_id = lower.id)"
+            " AND NOT EXISTS (SELECT 1 FROM volume WHERE top_layer = lower.id))"
+        )
+        assert rows == []
+        known = {layer[0] for layer in self.store.database.query("SELECT id FROM layer")}
+        files = {int(path.stem) for path in (self.directory / "layers").iterdir()}
+        assert files <= known
+
     def check_empty(self) -> None:
         assert list((self.directory / "layers").iterdir()) == []
         for table in ("layer", "volume", "snapshot", "page", "dirty"):

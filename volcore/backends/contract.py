@@ -18,11 +18,13 @@ Invariants every backend keeps (docs/invariants.md):
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+from volcore.errors import VolcoreError
 from volcore.model.extent import Extent
 
 Progress = Callable[[int, int], None]
@@ -61,6 +63,8 @@ class VolumeFacts:
     parent_snapshot_id: str | None
     snapshot_ids: tuple[str, ...]
     """Its snapshots, oldest first."""
+    exclusive_bytes: int | None = None
+    """Bytes of storage that deleting it with its snapshots would free; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +255,62 @@ class VolumeBackend(ABC):
         """Return the pool's figures."""
 
 
+class ShortPathState(StrEnum):
+    """Whether clones are made in fewer round trips than the storage's own library needs."""
+
+    OFF = "OFF"
+    """The configuration says so, or the pool has no lock."""
+    PROVING = "PROVING"
+    """It is being compared with the library's own; the library is used meanwhile."""
+    ON = "ON"
+    REFUSED = "REFUSED"
+    """It makes something else than the library on this cluster; the library is used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortPath:
+    """The state of the short path; `detail` is the reason, or for what it was proven."""
+
+    state: ShortPathState
+    detail: str
+
+
+@runtime_checkable
+class SupportsShortPath(Protocol):
+    """A short path for clones, which is used only after it proved itself."""
+
+    @property
+    def short_path(self) -> ShortPath:
+        """Whether the short path is used. Costs no access to the storage."""
+
+
+def no_reserve() -> None:
+    """Write nothing down."""
+
+
+@runtime_checkable
+class SupportsCloneMany(Protocol):
+    """Making many clones of one snapshot in a time that hardly grows with their number."""
+
+    def clone_many(
+        self,
+        volume_id: str,
+        snapshot_id: str,
+        targets: Mapping[str, int],
+        *,
+        reserve: Callable[[], None] = no_reserve,
+    ) -> dict[str, VolcoreError]:
+        """Make a clone for each (target id: size in bytes), as `clone` does.
+
+        Atomicity: of each clone. Returns the errors of those that failed; they left nothing.
+
+        `reserve` is called once, in this thread: it makes durable what the caller needs to know of
+        the clones after a crash. Before it returns, nothing is made but names, beside it; a crash
+        until then leaves what `open` and `collect` delete by themselves. When it raises, nothing
+        was made. Not called when this raises for a wrong source.
+        """
+
+
 @runtime_checkable
 class SupportsFlatten(Protocol):
     """Copying what is shared, so that the volume stands alone."""
@@ -274,6 +334,30 @@ class SupportsRevert(Protocol):
 
 
 @runtime_checkable
+class SupportsGroupSnapshot(Protocol):
+    """Freezing several volumes at one instant."""
+
+    def create_group_snapshot(self, members: Sequence[tuple[str, str]]) -> None:
+        """Make a snapshot of each (volume_id, snapshot_id), all of one instant of this call.
+
+        No write to any of the volumes lands between them: what is in one snapshot was issued
+        before every write that is in none. Volumes are named once; open devices go on. All or
+        nothing, also under crashes. Raises what `create_snapshot` raises.
+        """
+
+
+@runtime_checkable
+class SupportsSyncAhead(Protocol):
+    """Making the pause of a snapshot short."""
+
+    def sync_ahead(self, volume_ids: Sequence[str]) -> None:
+        """Sync what was written to the volumes, so that freezing them soon has little to wait for.
+
+        Changes no content and promises nothing; not inside a transaction of the catalog.
+        """
+
+
+@runtime_checkable
 class SupportsDiff(Protocol):
     """Listing what changed without reading data."""
 
@@ -293,6 +377,99 @@ class SupportsCollect(Protocol):
 
     def collect(self) -> int:
         """Free deleted volumes that no clone needs any more; return how many. Idempotent."""
+
+
+class DamageKind(StrEnum):
+    """What is wrong with stored bytes, or with what leads to them."""
+
+    CHECKSUM = "CHECKSUM"
+    """The bytes are not those that were written."""
+    MISSING = "MISSING"
+    """The bytes are not there: a file is gone or too short."""
+    UNREADABLE = "UNREADABLE"
+    """The disk refuses to read them."""
+    MAP = "MAP"
+    """The map of the range is damaged; none of its bytes can be found."""
+    CHAIN = "CHAIN"
+    """The ancestors of a volume or snapshot cannot be followed."""
+    DATABASE = "DATABASE"
+    """The pool's database is damaged, or points nowhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """Neighbouring blocks that are wrong in the same way.
+
+    The range is empty for CHAIN and DATABASE, and for a layer that has lost maps; `detail` tells
+    what was found.
+    """
+
+    kind: DamageKind
+    layer: int
+    """Layer that holds the blocks, a number of the backend's own; 0: none."""
+    offset_bytes: int
+    length_bytes: int
+    points: tuple[tuple[str, str | None], ...]
+    """Who sees it: volume and snapshot id (None: the volume itself); a bounded selection."""
+    point_count: int
+    """How many see it in all."""
+    healed: bool
+    detail: str = ""
+
+
+def no_source(volume_ids: Sequence[str], offset_bytes: int) -> Iterable[bytes]:
+    """Know no source of any volume."""
+    del volume_ids, offset_bytes
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequest:
+    """What to verify: one volume, one snapshot, or (`volume_id` None) everything once."""
+
+    volume_id: str | None = None
+    snapshot_id: str | None = None
+    heal: bool = False
+    """Rewrite bad blocks where their right content is found elsewhere."""
+    bytes_per_s_max: int = 0
+    """Most bytes to read in a second; 0: as fast as it goes."""
+    cursor: str = ""
+    """Where an earlier call of the same request was stopped, see `VerifyWatcher.progress`."""
+    source: Callable[[Sequence[str], int], Iterable[bytes]] = no_source
+    """Called as source(volume_ids, offset_bytes): gives what the block of one of these volumes may
+    have been when it was imported. What it gives is proven before it is used."""
+
+
+class VerifyWatcher(Protocol):
+    """Told how a verify goes on; called in the thread that verifies."""
+
+    def progress(
+        self, done_bytes: int, total_bytes: int, *, checked_bytes: int, cursor: str
+    ) -> None:
+        """Take note of how far it is; may raise CancelledError to stop.
+
+        `checked_bytes` were compared since the call began. All that lies before `cursor` has been
+        reported: a repeated request with it goes on there.
+        """
+
+    def found(self, damage: Damage) -> None:
+        """Take note of damage."""
+
+
+@runtime_checkable
+class SupportsVerify(Protocol):
+    """Reading all stored bytes back from the disk and proving them right."""
+
+    def verify(self, request: VerifyRequest, watcher: VerifyWatcher) -> None:
+        """Verify what is durable, and heal it if asked; volumes may be written meanwhile.
+
+        Idempotent. Durability: what is reported as healed is on the disk, read back and proven.
+        Concurrency: beside everything else; blocks that change meanwhile are never reported.
+
+        Raises:
+            NotFoundError: OBJECT_NOT_FOUND, no such volume or snapshot.
+            CancelledError: raised by the watcher.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ not in it was never written. Snapshots and clones copy the dict. Nothing survive
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from volcore import limits
@@ -48,7 +48,7 @@ class _Volume:
 
 
 class MemoryBackend(VolumeBackend):
-    """Volumes in memory; supports flatten, revert and diff."""
+    """Volumes in memory; supports flatten, revert, group snapshots and diff."""
 
     def __init__(self) -> None:
         """Start with an empty pool."""
@@ -111,6 +111,14 @@ class MemoryBackend(VolumeBackend):
             points = [volume.head, *volume.snapshots.values()]
             own = {id(b) for p in points for b in p.blocks.values() if b is not None}
             own -= {id(b) for p in points for b in p.inherited.values()}
+            others = [v for v in self._volumes.values() if v is not volume]
+            shared = {
+                id(b)
+                for other in others
+                for p in (other.head, *other.snapshots.values())
+                for b in p.blocks.values()
+            }
+            mine = {id(b) for p in points for b in p.blocks.values() if b is not None}
             return VolumeFacts(
                 volume_id=volume_id,
                 size_bytes=volume.head.size_bytes,
@@ -119,6 +127,7 @@ class MemoryBackend(VolumeBackend):
                 parent_volume_id=volume.head.parent[0],
                 parent_snapshot_id=volume.head.parent[1],
                 snapshot_ids=tuple(volume.snapshots),
+                exclusive_bytes=len(mine - shared) * BLOCK_SIZE_BYTES,
             )
 
     def walk(self) -> Iterator[str]:
@@ -128,11 +137,17 @@ class MemoryBackend(VolumeBackend):
 
     def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.create_snapshot`."""
+        self.create_group_snapshot([(volume_id, snapshot_id)])
+
+    def create_group_snapshot(self, members: Sequence[tuple[str, str]]) -> None:
+        """See `SupportsGroupSnapshot.create_group_snapshot`."""
         with self._lock:
-            volume = self._volume(volume_id)
-            if snapshot_id in volume.snapshots:
-                raise refusals.id_taken(snapshot_id)
-            volume.snapshots[snapshot_id] = volume.head.copy()
+            for volume_id, snapshot_id in members:
+                if snapshot_id in self._volume(volume_id).snapshots:
+                    raise refusals.id_taken(snapshot_id)
+            for volume_id, snapshot_id in members:
+                volume = self._volumes[volume_id]
+                volume.snapshots[snapshot_id] = volume.head.copy()
 
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.delete_snapshot`."""

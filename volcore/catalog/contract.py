@@ -67,6 +67,14 @@ class Catalog(ABC):
             UnavailableError: the store cannot be reached.
         """
 
+    def count(self, kind: Kind, *, prefix: str, limit: int) -> int:
+        """Return how many records have `prefix`, or `limit` if there are more.
+
+        Raises:
+            UnavailableError: the store cannot be reached.
+        """
+        return len(self.list(kind, prefix=prefix, limit=limit))
+
     @abstractmethod
     def commit(self, changes: Sequence[Change]) -> None:
         """Apply all `changes` atomically and durably, if every expectation holds.

@@ -19,6 +19,7 @@ class SqliteCatalog(Catalog):
         """Create the table if it is missing."""
         self._database = database
         database.execute(_SCHEMA)
+        database.cover("record", ("kind", "key", "value"))
 
     def find(self, kind: Kind, key: str) -> bytes | None:
         """See `Catalog.find`."""
@@ -37,6 +38,15 @@ class SqliteCatalog(Catalog):
             (kind, after, prefix, prefix + "\U0010ffff", limit),
         )
         return [(key, bytes(value)) for key, value in rows]
+
+    def count(self, kind: Kind, *, prefix: str, limit: int) -> int:
+        """See `Catalog.count`."""
+        rows = self._database.query(
+            "SELECT count(*) FROM (SELECT 1 FROM record WHERE kind = ? AND key >= ? AND key < ?"
+            " LIMIT ?)",
+            (kind, prefix, prefix + "\U0010ffff", limit),
+        )
+        return int(rows[0][0])
 
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""

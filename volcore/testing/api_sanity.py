@@ -18,13 +18,11 @@ import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 
 from volcore import limits
-from volcore.client import Client
 from volcore.errors import (
     ConflictError,
     InvalidArgumentError,
@@ -34,53 +32,11 @@ from volcore.errors import (
     Reason,
     VolcoreError,
 )
+from volcore.testing.api_hosts import CONCURRENT, REPEATS, SIZE, HostsSanity, Stage
 from volcore.v1 import attachment_pb2, operation_pb2
 
-SIZE: Final = 8 * limits.MIB
-REPEATS: Final = 10
-CONCURRENT: Final = 8
 BAD_NAMES: Final = ("", "x" * 300, "../x", "a/b", "tab\there", "nul\0", "-dash", "\N{PILE OF POO}")
 BAD_SIZES: Final = (-1, -limits.BLOCK_SIZE_BYTES, 4097, 2**63 - 1, 2**63, 65 * limits.TIB)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One test's own volume, snapshot and image, and names for more."""
-
-    client: Client
-    pool: str
-    prefix: str
-
-    def volume(self, name: str = "v") -> str:
-        """Return a volume name of this test."""
-        return f"{self.pool}/volumes/{self.prefix}{name}"
-
-    def image(self, name: str = "i") -> str:
-        """Return an image name of this test."""
-        return f"{self.pool}/images/{self.prefix}{name}"
-
-    @property
-    def snapshot(self) -> str:
-        """Name of the snapshot of the own volume."""
-        return f"{self.volume()}/snapshots/s"
-
-    def names(self) -> list[str]:
-        """Return the names of the volumes of this test."""
-        all_names = (volume.name for volume in self.client.list_volumes(self.pool))
-        return [name for name in all_names if name.startswith(self.volume(""))]
-
-    def clear(self) -> None:
-        """Delete everything that this test has made."""
-        for attachment in self.client.list_attachments(f"{self.pool}/volumes/-"):
-            volume = attachment.name.partition("/attachments/")[0]
-            if volume.startswith(self.volume("")):
-                self.client.detach_volume(volume, attachment.host)
-        for name in self.names():
-            self.client.delete_volume(name, force=True)
-        for image in list(self.client.list_images(self.pool)):
-            if image.name.startswith(self.image("")):
-                self.client.delete_image(image.name)
-
 
 Act = Callable[[Stage], Any]
 MUTATIONS: Final[dict[str, Act]] = {
@@ -105,30 +61,8 @@ MUTATIONS: Final[dict[str, Act]] = {
 }
 
 
-class ApiSanity:
+class ApiSanity(HostsSanity):
     """Override `client` and `pool`."""
-
-    @pytest.fixture
-    def client(self) -> Iterator[Client]:
-        """A client of the server under test."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def pool(self) -> str:
-        """Name of the pool to work in."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def stage(self, client: Client, pool: str) -> Iterator[Stage]:
-        """A volume with a snapshot, and an image of that."""
-        stage = Stage(client, pool, f"sanity-{secrets.token_hex(4)}-")
-        client.create_volume(stage.volume(), size_bytes=SIZE)
-        client.create_snapshot(stage.snapshot)
-        client.publish_image(stage.image(), stage.snapshot)
-        try:
-            yield stage
-        finally:
-            stage.clear()
 
     @pytest.mark.parametrize("act", MUTATIONS.values(), ids=MUTATIONS)
     def test_repeated(self, stage: Stage, act: Act) -> None:
@@ -164,6 +98,7 @@ class ApiSanity:
             lambda: client.get_volume(f"{stage.pool}/volumes/{bad}"),
             lambda: client.delete_volume(f"{stage.pool}/volumes/{bad}"),
             lambda: client.create_snapshot(f"{stage.volume()}/snapshots/{bad}"),
+            lambda: client.get_group_snapshot(f"{stage.pool}/groupSnapshots/{bad}"),
             lambda: client.publish_image(f"{stage.pool}/images/{bad}", stage.snapshot),
             lambda: client.import_image(f"{stage.pool}/images/{bad}", [b"x"]),
             lambda: client.attach_volume(stage.volume(), bad),
@@ -406,19 +341,3 @@ class ApiSanity:
         self._refused(
             lambda: stage.client.get_image(stage.image("n")), NotFoundError, Reason.IMAGE_NOT_FOUND
         )
-
-    def _refused(
-        self,
-        call: Callable[[], object],
-        kind: type[VolcoreError],
-        reason: Reason | None,
-    ) -> VolcoreError:
-        """Expect `call` to fail with one clear sentence, and return the error."""
-        with pytest.raises(kind) as caught:
-            call()
-        error = caught.value
-        assert reason is None or error.reason is reason, error
-        assert error.message.strip()
-        assert "\n" not in error.message
-        assert "Traceback" not in error.message
-        return error

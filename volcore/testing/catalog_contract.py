@@ -110,6 +110,15 @@ class CatalogContract:
         assert catalog.list(Kind.VOLUME, prefix="a/", after="b/0") == []
         assert len(catalog.list(Kind.VOLUME, prefix="b/", after="a/5")) == 7
 
+    def test_count(self, catalog: Catalog) -> None:
+        """Records below a prefix are counted up to the limit, those of other kinds not at all."""
+        keys = [*(f"a/{number}" for number in range(5)), "ab"]
+        catalog.commit([Change(kind=Kind.SNAPSHOT, key=key, value=b"") for key in keys])
+        catalog.commit([put("a/v", b"")])
+        for limit, counted in ((1, 1), (4, 4), (5, 5), (6, 5)):
+            assert catalog.count(Kind.SNAPSHOT, prefix="a/", limit=limit) == counted
+        assert catalog.count(Kind.SNAPSHOT, prefix="b", limit=9) == 0
+
     def test_list_many(self, catalog: Catalog) -> None:
         """Hundreds of records in one commit are all there, and go in one commit."""
         keys = [f"v{number:04}" for number in range(300)]

@@ -83,7 +83,7 @@ class CrashingCatalog(Catalog):
 
 
 class CrashingBackend(VolumeBackend):
-    """A backend whose changes may be the last thing that happens; flattens and reverts too."""
+    """A backend whose changes may be the last thing that happens, optional powers included."""
 
     def __init__(self, inner: VolumeBackend, switch: CrashSwitch) -> None:
         self._inner = inner
@@ -128,6 +128,10 @@ class CrashingBackend(VolumeBackend):
     def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.create_snapshot`."""
         self._change("create_snapshot", volume_id, snapshot_id)
+
+    def create_group_snapshot(self, members: Sequence[tuple[str, str]]) -> None:
+        """See `SupportsGroupSnapshot.create_group_snapshot`."""
+        self._change("create_group_snapshot", members)
 
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.delete_snapshot`."""

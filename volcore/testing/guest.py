@@ -10,6 +10,13 @@ What the guest prints, a line each (`boot` returns them with the rest of the con
     boots before this one: N           lines in /guest-wrote, to which each boot appends one
     disk written                       the new line is flushed to the disk
 
+Booted with `qemu_command(..., writes_sequence=True)`, it looks for no file system: it writes a
+sequence of self-proving blocks to the disk, from its beginning and for ever, and prints
+
+    written: N                         blocks 0 to N - 1 are flushed to the disk
+
+(`volcore.testing.sequence` judges them.)
+
 The emulator is always TCG: the /dev/kvm of some virtual machines starts and then hangs.
 
 As a command, to fill a cache: `python -m volcore.testing.guest download|build CACHE_DIR`.
@@ -27,12 +34,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from volcore.testing import sequence
+
 BOOT_TIMEOUT_S = 60.0
 TOOL_TIMEOUT_S = 300.0
 DISK_SIZE_BYTES = 64 << 20
 HOSTNAME = "golden"
 BOOTED_LINE = "booted from volume: "
 WRITTEN_LINE = "disk written"
+SEQUENCE_LINE = "written: "
+SEQUENCE_STEP = 16
+"""Blocks between two flushes of the sequence."""
 KERNEL_METAPACKAGE = "linux-image-cloud-amd64"
 # Debian's package for each program.
 PROGRAM_PACKAGES = {
@@ -58,6 +70,23 @@ for m in {modules}; do /bin/busybox insmod /mod/$m.ko; done
 n=0; while [ ! -b /dev/vda ] && [ $n -lt 500 ]; do /bin/busybox sleep 0.01; n=$((n+1)); done
 /bin/busybox mount -t ext4 /dev/vda /mnt && exec /bin/busybox switch_root /mnt /sbin/init
 echo "boot failed: no ext4 file system on /dev/vda"; /bin/busybox poweroff -f
+"""
+_SEQUENCE_INIT = """\
+#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t proc p /proc; $b mount -t sysfs s /sys; $b mount -t devtmpfs d /dev
+for m in {modules}; do $b insmod /mod/$m.ko; done
+n=0; while [ ! -b /dev/vda ] && [ $n -lt 500 ]; do $b sleep 0.01; n=$((n+1)); done
+$b awk 'BEGIN {{ for (n = 0; ; n++) {{
+    s = sprintf("%010d %020d\\n", n, (n * {factor} + {offset}) % {modulus})
+    for (i = 0; i < 7; i++) s = s s
+    printf "%s", s }} }}' | {{
+  at=0
+  how="iflag=fullblock conv=notrunc,fsync"
+  while $b dd bs=4096 count={step} seek=$at of=/dev/vda $how 2>/dev/null
+  do at=$((at + {step})); echo "{sequence}$at"; done
+  echo "sequence ended at $at"; $b poweroff -f
+}}
 """
 _DISK_INIT = """\
 #!/bin/sh
@@ -101,8 +130,9 @@ def build_guest(cache_dir: Path) -> GuestFiles:
         GuestError: a tool is missing or failed, or the packages could not be downloaded.
     """
     cache_dir = cache_dir.absolute()
-    # A change to this file makes another guest.
-    home = cache_dir / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    # A change to these files makes another guest.
+    sources = Path(__file__).read_bytes() + Path(sequence.__file__).read_bytes()
+    home = cache_dir / hashlib.sha256(sources).hexdigest()[:16]
     guest = GuestFiles(home / "vmlinuz", home / "initrd", home / "disk.raw")
     if home.is_dir():
         return guest
@@ -153,15 +183,9 @@ def boot(guest: GuestFiles, drive_args: Sequence[str], timeout_s: float = BOOT_T
     Raises:
         GuestError: QEMU failed, or the guest was not off in time; the text holds the console's end.
     """
-    command = [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35", "-accel", "tcg",
-        "-m", "192", "-display", "none", "-serial", "stdio", "-no-reboot",
-        "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
-        "-append", "console=ttyS0 quiet panic=-1 mitigations=off", *drive_args,
-    ]  # fmt: skip
     try:
         done = subprocess.run(
-            command,
+            qemu_command(guest, ["-serial", "stdio", *drive_args]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_s,
@@ -177,6 +201,20 @@ def boot(guest: GuestFiles, drive_args: Sequence[str], timeout_s: float = BOOT_T
             f"QEMU ended with {done.returncode}: {_text(done.stderr or done.stdout)[-2000:]}"
         )
     return _text(done.stdout)
+
+
+def qemu_command(
+    guest: GuestFiles, arguments: Sequence[str], *, writes_sequence: bool = False
+) -> list[str]:
+    """Return the command that runs the guest; `arguments` bring its serial line and its disk."""
+    append = "console=ttyS0 quiet panic=-1 mitigations=off"
+    if writes_sequence:
+        append += " rdinit=/sequence"
+    return [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35", "-accel", "tcg",
+        "-m", "192", "-display", "none", "-no-reboot",
+        "-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", append, *arguments,
+    ]  # fmt: skip
 
 
 def _build(work: Path, packages: Sequence[Path]) -> None:
@@ -197,7 +235,19 @@ def _build(work: Path, packages: Sequence[Path]) -> None:
     (root / "bin" / "sh").symlink_to("busybox")
     (root / "etc" / "hostname").write_text(f"{HOSTNAME}\n")
     (root / "guest-wrote").touch()
-    _write_script(early / "init", _EARLY_INIT.format(modules=" ".join(MODULES)))
+    modules = " ".join(MODULES)
+    _write_script(early / "init", _EARLY_INIT.format(modules=modules))
+    _write_script(
+        early / "sequence",
+        _SEQUENCE_INIT.format(
+            modules=modules,
+            factor=sequence.FACTOR,
+            offset=sequence.OFFSET,
+            modulus=sequence.MODULUS,
+            step=SEQUENCE_STEP,
+            sequence=SEQUENCE_LINE,
+        ),
+    )
     _write_script(
         root / "sbin" / "init", _DISK_INIT.format(booted=BOOTED_LINE, written=WRITTEN_LINE)
     )

@@ -1,5 +1,6 @@
 """The part of the backend suite for optional powers; see `backend_contract`."""
 
+import threading
 from itertools import pairwise
 
 import pytest
@@ -7,10 +8,12 @@ import pytest
 from volcore.backends.contract import (
     SupportsDiff,
     SupportsFlatten,
+    SupportsGroupSnapshot,
     SupportsRevert,
     VolumeBackend,
 )
 from volcore.errors import (
+    ConflictError,
     NotFoundError,
     PreconditionError,
     Reason,
@@ -27,9 +30,11 @@ from volcore.testing.device_contract import (
     put,
 )
 
+GROUPS_UNDER_LOAD = 12
+
 
 class PowersContract(DeviceContract):
-    """Revert, flatten and diff, for backends that have them."""
+    """Revert, flatten, group snapshots and diff, for backends that have them."""
 
     def test_revert(self, backend: VolumeBackend, vol: str) -> None:
         """A reverted volume equals its snapshot; all snapshots stay; repeating changes nothing."""
@@ -123,6 +128,80 @@ class PowersContract(DeviceContract):
         backend.flatten("child", no_progress)
         assert backend.describe("child").depth == 0
         assert fetch(backend, "child", 0, len(data)) == data
+
+    def test_group_snapshot(self, backend: VolumeBackend, vol: str) -> None:
+        """Each volume has its snapshot; a group that cannot be whole leaves nothing."""
+        if not isinstance(backend, SupportsGroupSnapshot):
+            pytest.skip("no group snapshots")
+        backend.create("other", SIZE)
+        put(backend, vol, 0, b"one")
+        backend.create_group_snapshot([(vol, "g.1"), ("other", "g.2")])
+        put(backend, vol, 0, b"two")
+        put(backend, "other", 0, b"two")
+        assert fetch(backend, vol, 0, 3, "g.1") == b"one"
+        assert fetch(backend, "other", 0, 3, "g.2") == bytes(3)
+        with pytest.raises(ConflictError):
+            backend.create_group_snapshot([(vol, "h.1"), ("other", "g.2")])
+        with pytest.raises(NotFoundError):
+            backend.create_group_snapshot([(vol, "h.1"), ("gone", "h.2")])
+        assert backend.describe(vol).snapshot_ids == ("g.1",)
+        assert fetch(backend, "other", 0, 3) == b"two"
+        backend.delete_snapshot(vol, "g.1")
+        backend.delete_snapshot("other", "g.2")
+        assert backend.describe(vol).snapshot_ids == ()
+
+    def test_group_snapshot_under_load(self, backend: VolumeBackend, vol: str) -> None:
+        """Goal: one instant. Method: counters go up in volume A before B; snapshots show A >= B.
+
+        Each of several writers has a device of its own on both volumes and a block of its own far
+        from the others; A may be ahead of B by the one write that is under way.
+        """
+        if not isinstance(backend, SupportsGroupSnapshot):
+            pytest.skip("no group snapshots")
+        backend.create("second", SIZE)
+        volumes, writers = (vol, "second"), range(4)
+        places = [index * (C + 3 * B) for index in writers]
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def count(place: int) -> None:
+            number = 0
+            try:
+                with (
+                    backend.open_device(vol, read_only=False) as first,
+                    backend.open_device("second", read_only=False) as second,
+                ):
+                    while not stop.is_set():
+                        number += 1
+                        for device in (first, second):
+                            device.write(place, number.to_bytes(8, "big"))
+                        if number % 64 == 0:
+                            second.flush()
+            except BaseException as err:
+                failures.append(err)
+
+        threads = [threading.Thread(target=count, args=(place,)) for place in places]
+        for thread in threads:
+            thread.start()
+        try:
+            for group in range(GROUPS_UNDER_LOAD):
+                backend.create_group_snapshot([(v, f"{v}.{group}") for v in volumes])
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not failures, failures
+        before = [0] * len(places)
+        for group in range(GROUPS_UNDER_LOAD):
+            for index, place in enumerate(places):
+                first, second = (
+                    int.from_bytes(fetch(backend, v, place, 8, f"{v}.{group}"), "big")
+                    for v in volumes
+                )
+                assert first >= second >= first - 1, (group, place, first, second)
+                assert second >= before[index]
+                before[index] = second
+        assert any(before), "nothing was written meanwhile"
 
     def test_diff(self, backend: VolumeBackend, vol: str) -> None:
         """A diff covers every changed byte between two points and no chunk left alone."""

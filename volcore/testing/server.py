@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -25,9 +26,19 @@ class RunningServer:
     Args:
         directory: for its socket, log, configuration and, in a local pool, its data.
         pool_lines: the lines of the TOML table `[pools.p]`; a local pool in `directory` if empty.
+        wrapper: words before the command, such as those that make it run as another user.
+        module: what to run instead of `volcore` itself, with the same arguments.
     """
 
-    def __init__(self, directory: Path, pool_lines: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        pool_lines: str = "",
+        *,
+        wrapper: Sequence[str] = (),
+        module: str = "volcore.cli.main",
+    ) -> None:
+        self._command = [*wrapper, sys.executable, "-m", module, "serve", "--config"]
         self.directory = directory
         self.pool_directory = directory / "pool"
         self.socket_path = directory / "run" / "volcore.sock"
@@ -76,7 +87,7 @@ listen = ["unix://{directory}/run/nbd.sock"]
         assert self._process is None
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "volcore.cli.main", "serve", "--config", self._config_path],
+                [*self._command, self._config_path],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

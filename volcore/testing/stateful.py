@@ -23,6 +23,8 @@ SNAPSHOTS_MAX = 3
 SIZE = CHUNK_SIZE_BYTES + 5 * BLOCK_SIZE_BYTES
 WINDOWS = ((0, 4), (CHUNK_BLOCKS - 3, CHUNK_BLOCKS + 5))
 """Blocks where histories happen: few, so that they meet; both ends of a chunk, and the next one."""
+BACKGROUND_STEPS_MAX = 500
+"""More than any history of this size can need."""
 
 _picks = st.integers(0, 999)
 _offsets = st.one_of(
@@ -72,6 +74,13 @@ class VolumeMachine(RuleBasedStateMachine):
         """Stop the backend, cleanly or not, and return another on its storage; None: cannot."""
         del kill
         return None
+
+    def background_step(self) -> bool:
+        """Do one piece of the backend's background work; return whether there was any."""
+        return False
+
+    def check_idle(self) -> None:
+        """Assert what holds when no background work is left."""
 
     def check_empty(self) -> None:
         """Assert that nothing is left after all volumes were deleted."""
@@ -197,6 +206,23 @@ class VolumeMachine(RuleBasedStateMachine):
         if points:
             for side in (self.judge, self.backend):
                 side.delete_snapshot(volume, points[which % len(points)])
+
+    @rule(count=st.integers(1, 6))
+    def work_in_background(self, count: int) -> None:
+        """Do some background work, whatever is open."""
+        for _ in range(count):
+            if not self.background_step():
+                return
+
+    @rule()
+    def finish_background_work(self) -> None:
+        """Do all background work."""
+        for _ in range(BACKGROUND_STEPS_MAX):
+            if not self.background_step():
+                break
+        else:
+            raise AssertionError("background work does not end")
+        self.check_idle()
 
     @rule()
     def reopen(self) -> None:

@@ -4,7 +4,8 @@ Invariants (docs/invariants.md):
 1. INV-LOCAL-4 (must): a layer that has a child or a snapshot never changes.
 2. INV-LOCAL-5 (should): a layer that no volume, snapshot or layer refers to does not exist, and a
    file without a layer does not outlive the next start.
-3. INV-LOCK-1 (must): the database's lock comes first; it also guards the registry of open volumes.
+3. INV-LOCAL-8 (must): no write lands between the snapshots of a group.
+4. INV-LOCK-1 (must): the database's lock comes first; it also guards the registry of open volumes.
 
 Changes join a transaction of the catalog: they are checked before the first row changes, so that
 whoever catches a refusal may still commit, and memory follows only after the commit.
@@ -12,7 +13,9 @@ whoever catches a refusal may still commit, and memory follows only after the co
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -22,37 +25,62 @@ from volcore.backends.contract import (
     BackendCaps,
     PoolStats,
     Progress,
+    VerifyRequest,
+    VerifyWatcher,
     VolumeBackend,
     VolumeFacts,
 )
 from volcore.backends.local.chunkstore import ChunkStore
 from volcore.backends.local.device import LocalDevice
 from volcore.backends.local.diff import diff_points
+from volcore.backends.local.durability import Durability
 from volcore.backends.local.files import translated
+from volcore.backends.local.flatten import flatten_once
 from volcore.backends.local.layers import PointRow
+from volcore.backends.local.openings import Openings
+from volcore.backends.local.pruning import Pruning
 from volcore.backends.local.recovery import settle_notes, sweep
+from volcore.backends.local.space import exclusive_layers
 from volcore.backends.local.store import LocalStore
-from volcore.errors import ExhaustedError, OperationPendingError, Reason, VolcoreError
+from volcore.backends.local.upkeep import Upkeep
+from volcore.backends.local.verify import Verification
+from volcore.errors import (
+    ExhaustedError,
+    NotFoundError,
+    OperationPendingError,
+    Reason,
+    VolcoreError,
+)
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 from volcore.model.extent import Extent
 
 STATS_AGE_S_MAX: Final = 1.0
 """Counting the space of thousands of files takes milliseconds; figures may be this old."""
+SYNCS_AT_ONCE: Final = 8
+"""Files of a group snapshot that are synced side by side."""
 FLATTEN_ROUNDS_MAX: Final = 8
 """Snapshots that may be taken of a volume while it is flattened before we give up."""
 
 
 class LocalBackend(VolumeBackend):
-    """Volumes in a directory; supports flatten, revert and diff."""
+    """Volumes in a directory; supports flatten, revert, group snapshots, diff and verify."""
 
-    def __init__(self, store: LocalStore) -> None:
-        """Use an open `store`; closing the backend closes it."""
+    def __init__(self, store: LocalStore, *, merge_bytes_per_s: int = 0) -> None:
+        """Use an open `store`; closing the backend closes it.
+
+        With `merge_bytes_per_s`, a thread does what `upkeep` has to do, writing at most so much;
+        without it, deletes free space before they return, and nothing is merged.
+        """
         self._store = store
         self._layers = store.layers
         self._database = store.database
         self._open: dict[tuple[str, str | None], ChunkStore] = {}
         self._devices: set[LocalDevice] = set()
         self._closed = False
+        self._flattening: set[str] = set()
+        openings = Openings(store, self._open, self._flattening, self._freeze)
+        self.upkeep = Upkeep(store, openings)
+        self._merge_bytes_per_s = merge_bytes_per_s
         self._used_bytes = 0
         self._used_time_s = -STATS_AGE_S_MAX
 
@@ -75,12 +103,17 @@ class LocalBackend(VolumeBackend):
             sweep(self._store)
         except OSError as err:
             raise translated(err, "sweeping the pool directory") from err
+        if self._merge_bytes_per_s:
+            self.upkeep.start(self._merge_bytes_per_s)
+        else:
+            self.upkeep.wake()
 
     def close(self) -> None:
         """See `VolumeBackend.close`."""
         if self._closed:
             return
         self._closed = True
+        self.upkeep.stop()
         failure: VolcoreError | None = None
         for device in list(self._devices):
             try:
@@ -131,6 +164,8 @@ class LocalBackend(VolumeBackend):
             depth = self._layers.layer(point.layer_id).depth
             own = self._layers.layer_ids(volume_id)
             snapshots = self._layers.snapshots(volume_id)
+            points = [point.layer_id, *(layer_id for _, layer_id in snapshots)]
+            exclusive = exclusive_layers(self._layers, volume_id, points)
         return VolumeFacts(
             volume_id=volume_id,
             size_bytes=point.size_bytes,
@@ -139,6 +174,7 @@ class LocalBackend(VolumeBackend):
             parent_volume_id=point.parent_volume,
             parent_snapshot_id=point.parent_snapshot,
             snapshot_ids=tuple(snapshot_id for snapshot_id, _ in snapshots),
+            exclusive_bytes=sum(map(self._store.files.allocated_bytes, exclusive)),
         )
 
     def walk(self) -> Iterator[str]:
@@ -164,19 +200,50 @@ class LocalBackend(VolumeBackend):
 
     def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.create_snapshot`."""
+        self.create_group_snapshot([(volume_id, snapshot_id)])
+
+    def create_group_snapshot(self, members: Sequence[tuple[str, str]]) -> None:
+        """See `SupportsGroupSnapshot.create_group_snapshot`.
+
+        All writers are kept out first, then nobody competes with what makes their data durable.
+        The database's lock keeps two groups from waiting for each other.
+        """
         with self._database.transaction():
-            point = self._volume(volume_id)
-            if self._layers.find_snapshot(volume_id, snapshot_id) is not None:
-                raise refusals.id_taken(snapshot_id)
-            if len(self._layers.snapshots(volume_id)) >= self.caps.snapshots_max:
-                raise ExhaustedError(
-                    f"volume {volume_id} has {self.caps.snapshots_max} snapshots, the most "
-                    "allowed; delete one first",
-                    reason=Reason.TOO_MANY_SNAPSHOTS,
-                    volume=volume_id,
-                )
-            layer_id = self._freeze(volume_id, point)
-            self._layers.add_snapshot(volume_id, snapshot_id, replace(point, layer_id=layer_id))
+            points = [self._check_snapshot(*member) for member in members]
+            if len(members) > 1:  # a refusal comes before the first row changes
+                for (volume_id, _), point in zip(members, points, strict=True):
+                    self._check_depth(volume_id, point.layer_id)
+            opened = self._durabilities([volume_id for volume_id, _ in members])
+            for one in opened:
+                one.keep_out()
+            _side_by_side(Durability.sync_kept_out, opened)
+            for (volume_id, snapshot_id), point in zip(members, points, strict=True):
+                layer_id = self._freeze(volume_id, point)
+                frozen = replace(point, layer_id=layer_id)
+                self._layers.add_snapshot(volume_id, snapshot_id, frozen)
+
+    def _check_snapshot(self, volume_id: str, snapshot_id: str) -> PointRow:
+        """Return the volume's head if such a snapshot of it can be made."""
+        point = self._volume(volume_id)
+        if self._layers.find_snapshot(volume_id, snapshot_id) is not None:
+            raise refusals.id_taken(snapshot_id)
+        if self._layers.has_snapshots(volume_id, self.caps.snapshots_max):
+            raise ExhaustedError(
+                f"volume {volume_id} has {self.caps.snapshots_max} snapshots, the most "
+                "allowed; delete one first",
+                reason=Reason.TOO_MANY_SNAPSHOTS,
+                volume=volume_id,
+            )
+        return point
+
+    def sync_ahead(self, volume_ids: Sequence[str]) -> None:
+        """See `SupportsSyncAhead.sync_ahead`."""
+        _side_by_side(Durability.sync_ahead, self._durabilities(volume_ids))
+
+    def _durabilities(self, volume_ids: Sequence[str]) -> list[Durability]:
+        """Return the durable sides of those volumes that are open."""
+        found = (self._open.get((volume_id, None)) for volume_id in volume_ids)
+        return [chunks.durability for chunks in found if chunks is not None]
 
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.delete_snapshot`."""
@@ -224,11 +291,13 @@ class LocalBackend(VolumeBackend):
         *Complexity*: chunks of the ancestors, whatever the size of the volume.
         """
         device = self._open_local(volume_id, None, read_only=False)
+        self._flattening.add(volume_id)
         try:
             for _ in range(FLATTEN_ROUNDS_MAX):
-                if self._flatten_once(volume_id, device.chunks, progress):
+                if flatten_once(self._store, device.chunks, progress, self._free):
                     return
         finally:
+            self._flattening.discard(volume_id)
             device.close()
         raise OperationPendingError(
             f"volume {volume_id} was snapshotted again and again while it was flattened; repeat",
@@ -236,30 +305,6 @@ class LocalBackend(VolumeBackend):
             retryable=True,
             volume=volume_id,
         )
-
-    def _flatten_once(self, volume_id: str, chunks: ChunkStore, progress: Progress) -> bool:
-        """Copy, then cut if no other top layer came meanwhile; return whether it stands alone."""
-        chain = chunks.chain
-        if len(chain) == 1:
-            return True
-        last = chunks.size_bytes // CHUNK_SIZE_BYTES
-        todo = self._store.reader.chunks(chain[:-1], 0, last)
-        for done, chunk in enumerate(todo):
-            progress(done * CHUNK_SIZE_BYTES, len(todo) * CHUNK_SIZE_BYTES)
-            chunks.absorb(chunk)
-        chunks.durability.flush()
-        with self._database.transaction():
-            chunks.durability.hold()
-            if chunks.chain != chain:
-                return False
-            self._layers.cut(chunks.top)
-            point = self._volume(volume_id)
-            self._layers.put_volume(
-                volume_id, replace(point, parent_volume=None, parent_snapshot=None)
-            )
-            self._free(chain[-2])
-        progress(len(todo) * CHUNK_SIZE_BYTES, len(todo) * CHUNK_SIZE_BYTES)
-        return True
 
     def diff(
         self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None
@@ -275,7 +320,41 @@ class LocalBackend(VolumeBackend):
                 source = self._point(volume_id, from_snapshot_id)
             return diff_points(self._layers, source, target)
 
+    def verify(self, request: VerifyRequest, watcher: VerifyWatcher) -> None:
+        """See `SupportsVerify.verify`; not inside a transaction of the catalog."""
+        assert not self._database.inside(), "a verify takes its own, short transactions"
+        point = None
+        if request.volume_id is not None:
+            point = self._point(request.volume_id, request.snapshot_id)
+        with closing(Verification(self._store, self, request, watcher)) as verification:
+            verification.run(point)
+
     # Devices
+
+    def writer(self, layer_id: int) -> LocalDevice | None:
+        """Open the volume that has the layer open for writing; None: nobody has."""
+        with self._database.transaction():
+            volume_id = self._writing(layer_id)[0]
+        if volume_id:
+            with suppress(NotFoundError):
+                return self._open_local(volume_id, None, read_only=True)
+        return None
+
+    def hold(self, layer_id: int) -> bool:
+        """Inside a transaction: keep the writers of the layer out until it ends, all durable.
+
+        Returns whether anybody has the layer open for writing.
+        """
+        chunks = self._writing(layer_id)[1]
+        if chunks is not None:
+            chunks.durability.hold()
+        return chunks is not None
+
+    def _writing(self, layer_id: int) -> tuple[str, ChunkStore | None]:
+        for (volume_id, snapshot_id), chunks in self._open.items():
+            if snapshot_id is None and chunks.top == layer_id:
+                return volume_id, chunks
+        return "", None
 
     def open_device(
         self, volume_id: str, snapshot_id: str | None = None, *, read_only: bool
@@ -300,6 +379,7 @@ class LocalBackend(VolumeBackend):
             chunks = self._open.get((volume_id, snapshot_id))
             if chunks is None:
                 chunks = ChunkStore(self._store, volume_id, point, writable=snapshot_id is None)
+                chunks.snapshot_id = snapshot_id
                 self._open[volume_id, snapshot_id] = chunks
             chunks.users += 1
             device = LocalDevice(
@@ -327,12 +407,14 @@ class LocalBackend(VolumeBackend):
                 chunks.users -= 1
                 if not chunks.users:
                     del self._open[key]
+                    chunks.forget()
                     if chunks.broken:
                         chunks.durability.abandon()
                     elif chunks.writable:
                         # No change can be under way any more without a note: now notes may go.
                         chunks.durability.hold(last=True)
                         self._layers.clear_notes(chunks.top)
+                    self._database.after_commit(self.upkeep.wake)
 
     # Rows
 
@@ -356,8 +438,15 @@ class LocalBackend(VolumeBackend):
             raise refusals.id_taken(volume_id)
 
     def _check_depth(self, volume_id: str, layer_id: int) -> None:
-        if self._layers.layer(layer_id).depth >= self.caps.depth_max:
-            raise refusals.depth_limit(volume_id, self.caps.depth_max)
+        """Refuse a child of the layer where it has too many ancestors.
+
+        *Complexity*: constant, unless merges left a depth that is too large.
+        """
+        depth_max = self.caps.depth_max
+        if self._layers.layer(layer_id).depth < depth_max:
+            return
+        if Pruning(self._layers).correct_depth(layer_id) >= depth_max:
+            raise refusals.depth_limit(volume_id, depth_max)
 
     def _put_on(self, volume_id: str, parent_id: int | None, point: PointRow) -> None:
         """Give the volume a new top layer on `parent_id`."""
@@ -383,20 +472,18 @@ class LocalBackend(VolumeBackend):
         return point.layer_id
 
     def _free(self, *layer_ids: int) -> None:
-        """Delete the layers as far as nothing refers to them; their files go after the commit."""
-        freed = [
-            gone for layer_id in dict.fromkeys(layer_ids) for gone in self._layer_gone(layer_id)
-        ]
+        """Give layers up as far as nothing refers to them; the rest is done after the commit."""
+        self._layers.free(layer_ids)
+        self._database.after_commit(self.upkeep.wake)
 
-        def unlink() -> None:
-            for layer_id in freed:
-                self._store.files.delete(layer_id)
 
-        self._database.after_commit(unlink)
-
-    def _layer_gone(self, layer_id: int) -> list[int]:
-        """Free the layer if an earlier one did not take it along."""
-        return self._layers.free(layer_id) if self._layers.exists(layer_id) else []
+def _side_by_side(sync: Callable[[Durability], None], opened: Sequence[Durability]) -> None:
+    """Sync several volumes at a time: a disk does that faster."""
+    if len(opened) == 1:
+        sync(opened[0])
+    elif opened:
+        with ThreadPoolExecutor(SYNCS_AT_ONCE) as executor:
+            list(executor.map(sync, opened))
 
 
 def _point(size_bytes: int) -> PointRow:

@@ -8,6 +8,7 @@ from typing import Final
 from volcore.backends.local.layers import Page
 from volcore.errors import IntegrityError, Reason
 from volcore.kernels import chunkmap
+from volcore.kernels.datapath import ChunkState
 from volcore.limits import CHUNK_BLOCKS
 from volcore.model.extent import ExtentKind
 
@@ -19,8 +20,8 @@ Run = tuple[int, int, int]
 """(first block, block count, owner or state)."""
 
 
-class ChunkMap:
-    """One chunk of a stack of layers. Guarded by the lock of its stripe.
+class ChunkMap(ChunkState):
+    """One chunk of a stack of layers. Guarded by its stripe.
 
     `states` is the top layer's own map; `owners` and `crcs` are what the whole stack resolves to.
     An owner is a position in the chain, counted from the oldest layer, so that a new top layer
@@ -32,33 +33,26 @@ class ChunkMap:
     present states are durable.
     """
 
-    __slots__ = (
-        "crcs",
-        "durable_version",
-        "holes",
-        "maybe_durable",
-        "owners",
-        "states",
-        "version",
-    )
+    __slots__ = ("crcs", "holes", "maybe_durable", "owners", "states")
 
-    def __init__(self, chain: list[int], pages: Iterable[Page], *, writable: bool) -> None:
-        """Resolve `pages` of the layers in `chain`."""
-        by_layer = {page.layer_id: page for page in pages}
+    def __init__(
+        self, chain: list[int], pages: Iterable[Page], *, writable: bool, index: int = 0
+    ) -> None:
+        """Resolve `pages` of the layers in `chain` for the chunk `index`."""
+        by_position = {chain.index(page.layer_id): page for page in pages}
         self.owners = memoryview(array("H", _UNRESOLVED))
         self.crcs = memoryview(array("I", _NO_CRCS))
         self.states = bytearray(CHUNK_BLOCKS)
-        top = by_layer.get(chain[-1])
+        top = by_position.get(len(chain) - 1)
         if top is not None and writable:
             self.states[:] = top.states
         self.maybe_durable = self.states.translate(_ONLY_DATA)
-        self.version = self.durable_version = 0
+        super().__init__(index, self.owners, self.crcs, self.states, self.maybe_durable)
         self.holes: bytearray | None = None
         open_count = CHUNK_BLOCKS
-        for position in range(len(chain) - 1, -1, -1):
-            page = by_layer.get(chain[position])
-            if page is not None and open_count:
-                open_count = overlay(self.owners, self.crcs, page, position)
+        for position in sorted(by_position, reverse=True):
+            if open_count:
+                open_count = overlay(self.owners, self.crcs, by_position[position], position)
 
     def seal(self) -> tuple[bytes, "array[int]", bytes | None]:
         """Return copies of the top layer's states, CRCs and holes, about to become durable."""
@@ -66,15 +60,15 @@ class ChunkMap:
         crcs = array("I", self.crcs)
         chunkmap.freeze(states, crcs)
         both = int.from_bytes(self.maybe_durable) | int.from_bytes(states.translate(_ONLY_DATA))
-        self.maybe_durable = bytearray(both.to_bytes(CHUNK_BLOCKS))
+        self.maybe_durable[:] = both.to_bytes(CHUNK_BLOCKS)
         return states, crcs, bytes(self.holes) if self.holes else None
 
     def push(self) -> None:
         """Continue on a new, empty top layer."""
         assert self.version == self.durable_version, "a frozen layer's pages are complete"
-        self.states = bytearray(CHUNK_BLOCKS)
-        self.maybe_durable = bytearray(CHUNK_BLOCKS)
+        self.states[:] = self.maybe_durable[:] = bytes(CHUNK_BLOCKS)
         self.holes = None
+        self.noted = False
 
     def needs_note(self, first_block: int, block_count: int) -> bool:
         """Tell whether writing the blocks may tear one from its durable CRC."""

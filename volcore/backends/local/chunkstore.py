@@ -11,29 +11,35 @@ Invariants (docs/invariants.md):
 A stripe guards the chunks whose index has its remainder. A write holds its stripe from the file
 write to the change of the CRCs. A read looks owners and CRCs up under the stripe, reads without,
 and repeats under the stripe if what it read does not agree: it may have met a write.
+
+Every read and write is offered to the `DataPath` first, which does the same without the GIL as long
+as maps are loaded, files attached and notes made. What it declines is done here, from the
+beginning.
 """
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock
-from typing import Final
+from threading import Lock
+from typing import Final, cast
 
 from volcore.backends import refusals
 from volcore.backends.local.chunkmap import ChunkMap, Run
-from volcore.backends.local.durability import Durability
+from volcore.backends.local.durability import DIRTY_CHUNKS_MAX, Durability
 from volcore.backends.local.layers import PointRow
 from volcore.backends.local.store import LocalStore
 from volcore.errors import BackendIOError, IntegrityError, Reason
 from volcore.kernels import chunkmap, crc32c
+from volcore.kernels.datapath import STRIPES, DataPath, Stripe
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES, KIB
 from volcore.model.extent import ExtentKind
 
-STRIPES: Final = 16
-"""Locks per volume: more than the threads that serve one."""
-MAPS_PER_STRIPE_MAX: Final = 64
-"""Clean maps kept: 1024 per volume, 8 MiB of memory for 4 GiB of working set."""
+MAPS_PER_STRIPE_MAX: Final = 256
+"""Maps kept of one volume: 4096, 36 MiB of memory for 16 GiB of working set."""
+MAPS_PER_STRIPE_MIN: Final = 8
+"""The same while all open volumes together have more than MAPS_MAX."""
+MAPS_MAX: Final = 16384
+"""Clean and changed maps of all open volumes: 144 MiB."""
 WRITE_PIECE_BYTES: Final = 512 * KIB
 """Written and checksummed at a time: the second pass finds the data in the processor's cache."""
 PRESENCE_CHUNKS: Final = 1024
@@ -41,15 +47,21 @@ PRESENCE_CHUNKS: Final = 1024
 _ZEROES: Final = bytes(CHUNK_SIZE_BYTES)
 
 
-class Stripe:
-    """A lock and the maps it guards."""
-
-    __slots__ = ("dirty", "lock", "maps")
+class _MapCount:
+    """Maps in memory, of all open volumes."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
-        self.maps: OrderedDict[int, ChunkMap] = OrderedDict()
-        self.dirty: dict[int, ChunkMap] = {}
+        self._lock = Lock()
+        self._count = 0
+
+    def add(self, count: int) -> int:
+        """Add `count`, which may be negative, and return how many there are now."""
+        with self._lock:
+            self._count += count
+            return self._count
+
+
+_all_maps = _MapCount()
 
 
 class ChunkStore:
@@ -61,21 +73,24 @@ class ChunkStore:
         """Open `point`; call under the database's lock, after its notes were settled."""
         self.store = store
         self.volume_id = volume_id
+        self.snapshot_id: str | None = None
+        """Set by whoever opens a snapshot."""
         self.writable = writable
-        self.size_bytes = point.size_bytes
         self.users = 0
-        self.broken = False
-        """A sync failed, so nobody knows what is on the disk: only closing is left."""
-        self.closed = False
+        self._broken = False
+        self._closed = False
         self.chain = store.layers.chain(point.layer_id)
         """Layer ids, oldest first; replaced, never changed."""
+        self.path = DataPath(writable=writable, dirty_chunks_max=DIRTY_CHUNKS_MAX)
+        self.path.set_chain(len(self.chain))
+        self.path.size_bytes = point.size_bytes
         self._present: dict[int, frozenset[int]] = {}
         self.flushed: set[int] = set()
         """Chunks whose pages were written since the volume was opened.
 
         A look-up that began before such a write may have missed it, so this set counts as well.
         """
-        self.stripes = [Stripe() for _ in range(STRIPES)]
+        self.stripes = self.path.stripes
         self._own = _owner_row(len(self.chain) - 1)
         self.durability = Durability(self)
 
@@ -83,6 +98,27 @@ class ChunkStore:
     def top(self) -> int:
         """The layer that writes go to."""
         return self.chain[-1]
+
+    @property
+    def size_bytes(self) -> int:
+        """Present size."""
+        return self.path.size_bytes
+
+    @property
+    def broken(self) -> bool:
+        """A sync failed, so nobody knows what is on the disk: only closing is left."""
+        return self._broken
+
+    @property
+    def closed(self) -> bool:
+        """No change may begin any more."""
+        return self._closed
+
+    def stop_writes(self, *, broken: bool = False) -> None:
+        """Let no change begin any more, for good."""
+        self._broken |= broken
+        self._closed |= not broken
+        self.path.closed = True
 
     def stripe(self, chunk_index: int) -> Stripe:
         """Return the stripe that guards the chunk."""
@@ -92,16 +128,18 @@ class ChunkStore:
 
     def read(self, first_block: int, target: memoryview) -> None:
         """Fill `target`, whole blocks, with proven bytes."""
+        if self.path.read(first_block, target):
+            return
         for chunk, first, count, at in _parts(first_block, len(target) // BLOCK_SIZE_BYTES):
             part = target[at * BLOCK_SIZE_BYTES : (at + count) * BLOCK_SIZE_BYTES]
             stripe = self.stripe(chunk)
-            with stripe.lock:
+            with stripe:
                 chunk_map = self._map(stripe, chunk)
                 runs = chunk_map.runs(first, count)
                 expected = array("I", chunk_map.crcs[first : first + count])
                 chain = self.chain
             if self._fill(chunk, runs, memoryview(expected), chain, part) is not None:
-                with stripe.lock:
+                with stripe:
                     self._read_locked(chunk, self._map(stripe, chunk), first, part)
 
     def _read_locked(self, chunk: int, chunk_map: ChunkMap, first: int, target: memoryview) -> None:
@@ -139,6 +177,9 @@ class ChunkStore:
                 continue
             offset_bytes = chunk * CHUNK_SIZE_BYTES + first * BLOCK_SIZE_BYTES
             got = self.store.files.read(chain[owner], piece, offset_bytes) // BLOCK_SIZE_BYTES
+            if got:
+                with self.stripe(chunk):  # keeps the chain as it is
+                    self._attach(chain, owner)
             bad = crc32c.find_bad_block(
                 piece[: got * BLOCK_SIZE_BYTES], BLOCK_SIZE_BYTES, expected[at : at + got]
             )
@@ -157,7 +198,7 @@ class ChunkStore:
             if next_block < base + first:
                 found.append((next_block, base + first - next_block, ExtentKind.ABSENT))
             stripe = self.stripe(chunk)
-            with stripe.lock:
+            with stripe:
                 kinds = self._map(stripe, chunk).kinds(first, count)
             found += [(base + at, length, kind) for at, length, kind in kinds]
             next_block = base + first + count
@@ -169,6 +210,8 @@ class ChunkStore:
 
     def write(self, first_block: int, source: memoryview) -> None:
         """Write whole blocks; `source` must not change meanwhile."""
+        if self.path.write(first_block, source):
+            return
         for chunk, first, count, at in _parts(first_block, len(source) // BLOCK_SIZE_BYTES):
             part = source[at * BLOCK_SIZE_BYTES : (at + count) * BLOCK_SIZE_BYTES]
             with self._changing(chunk, first, count) as (stripe, chunk_map):
@@ -189,6 +232,24 @@ class ChunkStore:
                 zeroes = memoryview(_ZEROES)[:length_bytes]
                 self._patch_locked(stripe, chunk, chunk_map, first, start, zeroes)
 
+    # For the data path
+
+    def prepare_read(self, first_block: int, block_count: int) -> None:
+        """Load the maps of the blocks, and attach the files that own them."""
+        for chunk, first, count, _ in _parts(first_block, block_count):
+            stripe = self.stripe(chunk)
+            with stripe:
+                for owner in {run[2] for run in self._map(stripe, chunk).runs(first, count)}:
+                    if owner != chunkmap.ZERO_OWNER:
+                        self._attach(self.chain, owner)
+
+    def prepare_write(self, first_block: int, block_count: int) -> None:
+        """Load the maps of the blocks, note them if need be, and attach the top layer's file."""
+        self.durability.flush_if_large()
+        for chunk, first, count, _ in _parts(first_block, block_count):
+            with self._changing(chunk, first, count):
+                self._attach(self.chain, len(self.chain) - 1, create=True)
+
     def trim(self, first_block: int, block_count: int) -> None:
         """Make whole blocks read as zeroes; their space is freed by the next flush."""
         for chunk, first, count in self._known_parts(first_block, block_count):
@@ -197,7 +258,7 @@ class ChunkStore:
                     if owner != chunkmap.ZERO_OWNER:
                         self._trim_locked(chunk_map, start, length, owner)
                         chunk_map.version += 1
-                        stripe.dirty[chunk] = chunk_map
+                        stripe.soil(chunk_map)
 
     def absorb(self, chunk: int) -> None:
         """Copy to the top layer what older layers own of the chunk."""
@@ -215,18 +276,18 @@ class ChunkStore:
         """Hold the chunk's stripe, with a note durable if the blocks need one."""
         stripe = self.stripe(chunk)
         while True:
-            with stripe.lock:
+            with stripe:
                 self._check_writable()
                 chunk_map = self._map(stripe, chunk)
-                if chunk in self.durability.noted or not chunk_map.needs_note(first, count):
+                if chunk_map.noted or not chunk_map.needs_note(first, count):
                     yield stripe, chunk_map
                     return
             self.durability.note(chunk)
 
     def _check_writable(self) -> None:
-        if self.closed:
+        if self._closed:
             raise refusals.device_closed(self.volume_id)
-        if self.broken:
+        if self._broken:
             raise BackendIOError(
                 f"an earlier sync of volume {self.volume_id} failed; close all its devices and "
                 "open it again",
@@ -239,7 +300,7 @@ class ChunkStore:
         self, stripe: Stripe, chunk: int, chunk_map: ChunkMap, first: int, source: memoryview
     ) -> None:
         end = first + len(source) // BLOCK_SIZE_BYTES
-        stripe.dirty[chunk] = chunk_map
+        stripe.soil(chunk_map)
         while first < end:
             chunk_map.version += 1
             piece = source[:WRITE_PIECE_BYTES]
@@ -258,6 +319,13 @@ class ChunkStore:
                 self._take_over(chunk, chunk_map, first, end - first)
                 raise err
             source = source[WRITE_PIECE_BYTES:]
+        self._attach(self.chain, len(self.chain) - 1)
+
+    def _attach(self, chain: list[int], owner: int, *, create: bool = False) -> None:
+        """Let the data path use the file of a layer; call with a stripe held."""
+        file = self.store.files.file(chain[owner], create=create)
+        if file is not None and chain is self.chain:
+            self.path.attach(owner, file)
 
     def _take_over(self, chunk: int, chunk_map: ChunkMap, first: int, count: int) -> None:
         """After a failed write, take the CRCs of what is in the file: old, or partly new."""
@@ -300,18 +368,21 @@ class ChunkStore:
 
     def _map(self, stripe: Stripe, chunk: int) -> ChunkMap:
         """Return the chunk's map; call with the stripe held."""
-        chunk_map = stripe.maps.get(chunk)
-        if chunk_map is not None:
-            stripe.maps.move_to_end(chunk)
-            return chunk_map
+        found = stripe.find(chunk)
+        if found is not None:
+            return cast("ChunkMap", found)
         pages = self.store.reader.pages(self.chain, chunk) if self._has_pages(chunk) else []
-        chunk_map = stripe.maps[chunk] = ChunkMap(self.chain, pages, writable=self.writable)
-        if len(stripe.maps) > MAPS_PER_STRIPE_MAX + len(stripe.dirty):
-            for old in list(stripe.maps):
-                if old not in stripe.dirty and old != chunk:
-                    del stripe.maps[old]
-                    break
+        chunk_map = ChunkMap(self.chain, pages, writable=self.writable, index=chunk)
+        chunk_map.noted = chunk in self.durability.noted
+        stripe.add(chunk_map)
+        limit = MAPS_PER_STRIPE_MAX if _all_maps.add(1) < MAPS_MAX else MAPS_PER_STRIPE_MIN
+        if len(stripe) > limit + stripe.dirty_count:
+            _all_maps.add(-stripe.shrink(limit + stripe.dirty_count, chunk))
         return chunk_map
+
+    def forget(self) -> None:
+        """Give the maps back, after the last user has gone; nothing is dirty or all is lost."""
+        _all_maps.add(-sum(map(len, self.stripes)))
 
     def _has_pages(self, chunk: int) -> bool:
         """Tell whether some layer may have a page for the chunk: spares most look-ups of blanks."""
@@ -333,8 +404,9 @@ class ChunkStore:
             return
         chunks: set[int] = set()
         for stripe in self.stripes:
-            with stripe.lock:
-                chunks.update(c for c in stripe.dirty if first_chunk <= c <= last_chunk)
+            with stripe:
+                dirty = (chunk_map.index for chunk_map in stripe.dirty())
+                chunks.update(chunk for chunk in dirty if first_chunk <= chunk <= last_chunk)
         chunks.update(self.store.reader.chunks(self.chain, first_chunk, last_chunk))
         for chunk in sorted(chunks):
             low = max(first_block, chunk * CHUNK_BLOCKS)
@@ -346,26 +418,33 @@ class ChunkStore:
 
         Whoever changed the chain holds every stripe.
         """
-        point = self.store.layers.find_volume(self.volume_id)
-        assert point is not None, "an open volume is not deleted"
-        self.size_bytes = point.size_bytes
-        chain = self.store.layers.chain(point.layer_id)
+        layers = self.store.layers
+        if self.snapshot_id is None:
+            point = layers.find_volume(self.volume_id)
+        else:
+            point = layers.find_snapshot(self.volume_id, self.snapshot_id)
+        assert point is not None, "what is open is not deleted"
+        self.path.size_bytes = point.size_bytes
+        chain = layers.chain(point.layer_id, self.chain)
         if chain == self.chain:
             return
         pushed = chain[: len(self.chain)] == self.chain
-        for stripe in self.stripes:
-            if pushed:
-                for chunk_map in stripe.maps.values():
-                    chunk_map.push()
-            else:
-                assert not stripe.dirty, "a chain changes only with all pages durable"
-                stripe.maps.clear()
-        if not pushed:
-            self._present.clear()
         if chain[-1] != self.top:
             self.durability.noted.clear()
         self.chain = chain
         self._own = _owner_row(len(chain) - 1)
+        if pushed:
+            for stripe in self.stripes:
+                for chunk_map in stripe.states():
+                    cast("ChunkMap", chunk_map).push()
+            self.path.extend_chain(len(chain))
+            return
+        for stripe in self.stripes:
+            assert not stripe.dirty_count, "a chain changes only with all pages durable"
+            _all_maps.add(-len(stripe))
+            stripe.clear()
+        self._present.clear()
+        self.path.set_chain(len(chain))
 
 
 def _owner_row(owner: int) -> memoryview:

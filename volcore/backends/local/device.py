@@ -6,6 +6,7 @@ from volcore.backends import refusals
 from volcore.backends.contract import BlockDevice
 from volcore.backends.local.chunkstore import ChunkStore
 from volcore.backends.local.diff import append_extent
+from volcore.kernels.datapath import DataPath
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 from volcore.model.extent import Extent, block_count
 
@@ -36,6 +37,23 @@ class LocalDevice(BlockDevice):
     def read_only(self) -> bool:
         """See `BlockDevice.read_only`."""
         return self._read_only
+
+    @property
+    def data_path(self) -> DataPath:
+        """The path to whole blocks without the GIL; good until the device is closed."""
+        return self.chunks.path
+
+    def prepare(self, offset_bytes: int, length_bytes: int, *, write: bool) -> bool:
+        """Load what the data path lacks for these whole blocks; tell whether it may do them now."""
+        self._check(offset_bytes, length_bytes)
+        block, count = offset_bytes // BLOCK_SIZE_BYTES, length_bytes // BLOCK_SIZE_BYTES
+        if write and self._read_only:
+            return False
+        if write:
+            self.chunks.prepare_write(block, count)
+        else:
+            self.chunks.prepare_read(block, count)
+        return True
 
     def read_into(self, offset_bytes: int, buffer: bytearray | memoryview) -> None:
         """See `BlockDevice.read_into`."""

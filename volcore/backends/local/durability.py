@@ -3,10 +3,11 @@
 Write order: data, sync of the data, pages (with the catalog's changes, if any), then holes.
 """
 
+import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from volcore.backends.local.chunkmap import ChunkMap
 from volcore.backends.local.layers import Page
@@ -16,18 +17,22 @@ from volcore.limits import (
     BLOCK_SIZE_BYTES,
     CHUNK_BLOCKS,
     CHUNK_SIZE_BYTES,
-    OVERWRITE_REGIONS_MAX,
+    OVERWRITE_CHUNKS_MAX,
 )
 
 if TYPE_CHECKING:
     from volcore.backends.local.chunkstore import ChunkStore
 
-DIRTY_CHUNKS_MAX: Final = 1024
+DIRTY_CHUNKS_MAX: Final = 2048
 """Changed chunks after which a write flushes: bounds memory."""
-NOTES_AHEAD: Final = 8
-"""Chunks noted together when writes come in ascending order: one commit for 32 MiB."""
-NOTES_EVICTED: Final = OVERWRITE_REGIONS_MAX // 4
-"""Notes taken back by one flush when there are too many."""
+NOTES_TOGETHER: Final = 16
+"""Chunks noted with one commit at least: 64 MiB, aligned."""
+NOTES_TOGETHER_MAX: Final = 256
+"""The same at most, for a volume that is written all over."""
+NOTES_KEPT: Final = 1024
+"""Notes that stay as long as the volume is open: 4 GiB to read again after a crash."""
+EASE_INTERVAL_S: Final = 30.0
+"""So often a flush takes a quarter of the notes back when there are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class Durability:
     def __init__(self, chunks: "ChunkStore") -> None:
         self._chunks = chunks
         self._store = chunks.store
+        self._eased_s = 0.0
+        self._all_synced = False
         self.noted: dict[int, None] = {}
         """Chunks with a durable note, oldest first.
 
@@ -64,6 +71,10 @@ class Durability:
         """
         self._check()
         sealed = self._seal()
+        now_s = time.monotonic()
+        if len(self.noted) > NOTES_KEPT and now_s - self._eased_s > EASE_INTERVAL_S:
+            self._eased_s = now_s
+            evict = max(evict, len(self.noted) // 4)
         if not sealed and not evict:
             return
         self._sync({item.layer_id for item in sealed})
@@ -73,32 +84,66 @@ class Durability:
             evicted = self._evict(sealed, evict)
             database.after_commit(lambda: self._settle(sealed))
             # The rows of taken notes are back if the transaction is undone.
-            database.after_rollback(lambda: self.noted.update(dict.fromkeys(evicted)))
+            database.after_rollback(lambda: self._add_noted(evicted))
 
     def flush_if_large(self) -> None:
         """Flush when so much is changed that memory matters."""
-        if sum(len(stripe.dirty) for stripe in self._chunks.stripes) > DIRTY_CHUNKS_MAX:
+        counts = [stripe.dirty_count for stripe in self._chunks.stripes]
+        # A stripe alone counts as well: the data path looks at nothing else.
+        if max(sum(counts), max(counts) * len(counts)) > DIRTY_CHUNKS_MAX:
             self.flush()
 
     def note(self, chunk_index: int) -> None:
         """Note durably that blocks of the chunk are overwritten in place from now on."""
-        if len(self.noted) + NOTES_AHEAD > OVERWRITE_REGIONS_MAX:
-            self.flush(evict=NOTES_EVICTED)
-        count = NOTES_AHEAD if chunk_index - 1 in self.noted else 1
+        # As many again as there are: writes all over a volume pay a few commits, not one for each.
+        group = min(NOTES_TOGETHER_MAX, max(NOTES_TOGETHER, len(self.noted)))
+        group = 1 << (group.bit_length() - 1)
+        surplus = len(self.noted) + group - OVERWRITE_CHUNKS_MAX
+        if surplus > 0:
+            self.flush(evict=max(surplus, OVERWRITE_CHUNKS_MAX // 4))
+        first = chunk_index // group * group
         end = -(-self._chunks.size_bytes // CHUNK_SIZE_BYTES)
-        wanted = range(chunk_index, max(chunk_index + 1, min(chunk_index + count, end)))
+        wanted = range(first, max(chunk_index + 1, min(first + group, end)))
         database = self._store.database
         with database.transaction():
             if self._chunks.closed or chunk_index in self.noted:
                 return
             self._store.layers.add_notes(self._chunks.top, wanted)
-            database.after_commit(lambda: self.noted.update(dict.fromkeys(wanted)))
+            database.after_commit(lambda: self._add_noted(wanted))
         if database.inside():
             raise InvariantViolationError(
                 "a volume was overwritten inside a transaction of the catalog",
                 reason=Reason.INVARIANT_VIOLATION,
                 volume=self._chunks.volume_id,
             )
+
+    def _add_noted(self, chunks: Iterable[int]) -> None:
+        self.noted.update(dict.fromkeys(chunks))
+        for chunk_index in chunks:
+            stripe = self._chunks.stripe(chunk_index)
+            with stripe:
+                chunk_map = stripe.find(chunk_index)
+                if chunk_map is not None:
+                    chunk_map.noted = True
+
+    def sync_ahead(self) -> None:
+        """Sync data, so that a `hold` soon after has little to sync; writers go on."""
+        if any(stripe.dirty_count for stripe in self._chunks.stripes):
+            self._sync({self._chunks.top})
+
+    def sync_kept_out(self) -> None:
+        """Sync all data after `keep_out`, in the same transaction (another thread may do it)."""
+        self.sync_ahead()
+        self._all_synced = True
+
+    def keep_out(self) -> None:
+        """Inside a transaction: keep writers out from now until it ends.
+
+        A `sync_kept_out` after it leaves nothing to sync for the `hold` that follows.
+        """
+        self._acquire()
+        self._store.database.after_commit(self._release)
+        self._store.database.after_rollback(self._release)
 
     def hold(self, *, last: bool = False) -> None:
         """Inside a transaction: make all durable with it, and keep writers out until it ends.
@@ -116,17 +161,18 @@ class Durability:
             finally:
                 self._release()
 
-        if any(stripe.dirty for stripe in self._chunks.stripes):
+        if not self._all_synced and any(stripe.dirty_count for stripe in self._chunks.stripes):
             # Most of the data goes while writers still run.
             self._sync({self._chunks.top})
-        for stripe in self._chunks.stripes:
-            stripe.lock.acquire()
+        self._acquire()
         database.after_commit(done)
         database.after_rollback(self._release)
-        self._chunks.closed |= last
+        if last:
+            self._chunks.stop_writes()
         try:
             sealed += self._seal()
-            self._sync({item.layer_id for item in sealed})
+            if not self._all_synced:
+                self._sync({item.layer_id for item in sealed})
             self._put(sealed)
         except BaseException:
             # Whoever catches this may still commit: then nothing of it is to be taken as durable.
@@ -135,9 +181,9 @@ class Durability:
 
     def abandon(self) -> None:
         """Let no change begin any more, and return when none is under way."""
-        self._chunks.closed = True
+        self._chunks.stop_writes()
         for stripe in self._chunks.stripes:
-            with stripe.lock:
+            with stripe:
                 pass
 
     def _check(self) -> None:
@@ -149,19 +195,24 @@ class Durability:
                 volume=self._chunks.volume_id,
             )
 
-    def _release(self) -> None:
+    def _acquire(self) -> None:
         for stripe in self._chunks.stripes:
-            stripe.lock.release()
+            stripe.acquire()
+
+    def _release(self) -> None:
+        self._all_synced = False
+        for stripe in self._chunks.stripes:
+            stripe.release()
 
     def _seal(self) -> list[Sealed]:
         sealed = []
         for stripe in self._chunks.stripes:
-            with stripe.lock:
-                for chunk_index, chunk_map in stripe.dirty.items():
+            with stripe:
+                for chunk_map in cast("list[ChunkMap]", stripe.dirty()):
                     states, crcs, holes = chunk_map.seal()
                     sealed.append(
                         Sealed(
-                            chunk_index,
+                            chunk_map.index,
                             chunk_map,
                             chunk_map.version,
                             self._chunks.top,
@@ -179,7 +230,7 @@ class Durability:
                 self._store.files.sync(layer_id)
             except VolcoreError:
                 # The kernel may have dropped what it could not write: memory no longer knows.
-                self._chunks.broken = True
+                self._chunks.stop_writes(broken=True)
                 raise
 
     def _put(self, sealed: Sequence[Sealed]) -> None:
@@ -200,16 +251,22 @@ class Durability:
             if len(evicted) >= count:
                 break
             stripe = self._chunks.stripe(chunk_index)
-            with stripe.lock:
-                chunk_map = stripe.dirty.get(chunk_index)
+            with stripe:
+                chunk_map = stripe.find(chunk_index)
                 item = written.get(chunk_index)
-                settled = chunk_map is None or (
-                    item is not None
-                    and item.chunk_map is chunk_map
-                    and item.version == chunk_map.version
+                settled = (
+                    chunk_map is None
+                    or not chunk_map.dirty
+                    or (
+                        item is not None
+                        and item.chunk_map is chunk_map
+                        and item.version == chunk_map.version
+                    )
                 )
                 if settled:
                     del self.noted[chunk_index]
+                    if chunk_map is not None:
+                        chunk_map.noted = False
                     evicted.append(chunk_index)
         if evicted:
             self._store.layers.delete_notes(self._chunks.top, evicted)
@@ -220,12 +277,12 @@ class Durability:
         for item in sealed:
             chunk_map = item.chunk_map
             stripe = self._chunks.stripe(item.chunk_index)
-            with stripe.lock:
+            with stripe:
                 self._chunks.flushed.add(item.chunk_index)
                 chunk_map.durable_version = max(chunk_map.durable_version, item.version)
                 settled = chunk_map.durable_version == chunk_map.version
-                if settled and stripe.dirty.get(item.chunk_index) is chunk_map:
-                    del stripe.dirty[item.chunk_index]
+                if settled:
+                    stripe.settle(chunk_map)
                 if (
                     item.holes is not None
                     and chunk_map.holes is not None

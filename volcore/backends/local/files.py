@@ -4,7 +4,6 @@ import ctypes
 import errno
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from volcore.errors import (
     Reason,
     VolcoreError,
 )
+from volcore.kernels.datapath import LayerFd
 
 FILES_OPEN_MAX: Final = 512
 """Descriptors kept open for layers: 1000 volumes may be open, and 1024 is a usual process limit."""
@@ -46,17 +46,6 @@ def translated(err: OSError, what: str) -> VolcoreError:
     )
 
 
-class _Entry:
-    """An open descriptor and how many calls use it now."""
-
-    __slots__ = ("fd", "kept", "users")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.users = 0
-        self.kept = True
-
-
 class LayerFiles:
     """All layer files of a pool; usable from any thread.
 
@@ -67,27 +56,30 @@ class LayerFiles:
         """Use `directory`, which exists."""
         self._directory = directory
         self._lock = threading.Lock()
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._files: dict[int, LayerFd] = {}
+        """Those that were used and not deleted; some of them are open."""
+        self._open_count = 0
         self._sync_lock = threading.Lock()
         self._created = 0
         self._created_synced = 0
 
     def read(self, layer_id: int, target: memoryview, offset_bytes: int) -> int:
         """Fill `target`; return how many bytes there were, fewer at the end of the file."""
-        entry = self._acquire(layer_id, create=False)
-        if entry is None:
+        file = self._enter(layer_id, create=False)
+        if file is None:
             return 0
+        entry, fd = file
         try:
-            got = os.preadv(entry.fd, [target], offset_bytes)
+            got = os.preadv(fd, [target], offset_bytes)
             while 0 < got < len(target):
-                more = os.preadv(entry.fd, [target[got:]], offset_bytes + got)
+                more = os.preadv(fd, [target[got:]], offset_bytes + got)
                 if not more:
                     break
                 got += more
         except OSError as err:
             raise translated(err, f"reading layer {layer_id}") from err
         finally:
-            self._release(entry)
+            entry.leave()
         return got
 
     def write(
@@ -96,48 +88,62 @@ class LayerFiles:
         """Write `source`; return how many bytes were written, and what stopped it, if anything."""
         written = 0
         try:
-            entry = self._acquire(layer_id, create=True)
+            file = self._enter(layer_id, create=True)
         except VolcoreError as err:
             return 0, err
-        assert entry is not None
+        assert file is not None
+        entry, fd = file
         try:
             while written < len(source):
-                written += os.pwrite(entry.fd, source[written:], offset_bytes + written)
+                written += os.pwrite(fd, source[written:], offset_bytes + written)
         except OSError as err:
             return written, translated(err, f"writing layer {layer_id}")
         finally:
-            self._release(entry)
+            entry.leave()
         return written, None
 
     def punch(self, layer_id: int, offset_bytes: int, length_bytes: int) -> None:
         """Free the space of the range where the filesystem can; what is freed reads as zeroes."""
-        entry = self._acquire(layer_id, create=False)
-        if entry is not None:
+        file = self._enter(layer_id, create=False)
+        if file is not None:
+            entry, fd = file
             # A refusal only costs space: nothing points at these blocks any more.
-            _libc.fallocate(entry.fd, _PUNCH_HOLE_KEEP_SIZE, offset_bytes, length_bytes)
-            self._release(entry)
+            _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset_bytes, length_bytes)
+            entry.leave()
 
     def sync(self, layer_id: int) -> None:
         """Make what was written to the layer durable, its name included."""
-        entry = self._acquire(layer_id, create=False)
-        if entry is None:
+        file = self._enter(layer_id, create=False)
+        if file is None:
             return
+        entry, fd = file
         try:
-            os.fdatasync(entry.fd)
+            os.fdatasync(fd)
             self._sync_names()
         except OSError as err:
             raise translated(err, f"syncing layer {layer_id}") from err
         finally:
-            self._release(entry)
+            entry.leave()
+
+    def file(self, layer_id: int, *, create: bool) -> LayerFd | None:
+        """Return the layer's descriptor, open at this moment; None without a file.
+
+        Raises:
+            VolcoreError: it cannot be opened.
+        """
+        file = self._enter(layer_id, create=create)
+        if file is None:
+            return None
+        file[0].leave()
+        return file[0]
 
     def delete(self, layer_id: int) -> None:
         """Delete the layer's file, if it has one; a file that stays is swept at the next start."""
         with self._lock:
-            entry = self._entries.pop(layer_id, None)
+            entry = self._files.pop(layer_id, None)
             if entry is not None:
-                entry.kept = False
-                if not entry.users:
-                    os.close(entry.fd)
+                self._open_count -= entry.is_open
+                entry.close()
         with suppress(OSError):
             self.path(layer_id).unlink(missing_ok=True)
 
@@ -171,35 +177,32 @@ class LayerFiles:
     def close(self) -> None:
         """Close every descriptor; syncs nothing."""
         with self._lock:
-            for entry in self._entries.values():
-                entry.kept = False
-                if not entry.users:
-                    os.close(entry.fd)
-            self._entries.clear()
+            for entry in self._files.values():
+                entry.close()
+            self._files.clear()
+            self._open_count = 0
 
     def path(self, layer_id: int) -> Path:
         """Return where the layer's file is."""
         return self._directory / f"{layer_id}.data"
 
-    def _acquire(self, layer_id: int, *, create: bool) -> _Entry | None:
+    def _enter(self, layer_id: int, *, create: bool) -> tuple[LayerFd, int] | None:
+        """Return the layer's descriptor and its number, to be left after use; None: no file."""
         with self._lock:
-            entry = self._entries.get(layer_id)
+            entry = self._files.get(layer_id)
+            if entry is not None and (fd := entry.enter()) >= 0:
+                return entry, fd
+            opened = self._open(layer_id, create=create)
+            if opened < 0:
+                return None
             if entry is None:
-                fd = self._open(layer_id, create=create)
-                if fd < 0:
-                    return None
-                entry = self._entries[layer_id] = _Entry(fd)
+                entry = self._files[layer_id] = LayerFd()
+            entry.install(opened)
+            fd = entry.enter()
+            self._open_count += 1
+            if self._open_count > FILES_OPEN_MAX:
                 self._evict()
-            else:
-                self._entries.move_to_end(layer_id)
-            entry.users += 1
-            return entry
-
-    def _release(self, entry: _Entry) -> None:
-        with self._lock:
-            entry.users -= 1
-            if not entry.users and not entry.kept:
-                os.close(entry.fd)
+            return entry, fd
 
     def _open(self, layer_id: int, *, create: bool) -> int:
         try:
@@ -217,12 +220,11 @@ class LayerFiles:
         return fd
 
     def _evict(self) -> None:
-        """Close the descriptors used longest ago; those in use stay."""
-        surplus = len(self._entries) - FILES_OPEN_MAX
-        for layer_id, entry in list(self._entries.items())[: max(0, surplus)]:
-            if not entry.users:
-                os.close(entry.fd)
-                del self._entries[layer_id]
+        """Close the eighth of the descriptors that was used longest ago; those in use stay."""
+        candidates = [entry for entry in self._files.values() if entry.is_open]
+        candidates.sort(key=lambda entry: entry.used)
+        for entry in candidates[: max(1, len(candidates) // 8)]:
+            self._open_count -= entry.close(unless_used=True)
 
     def _sync_names(self) -> None:
         """Make the names of new files durable."""

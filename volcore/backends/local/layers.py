@@ -5,20 +5,21 @@ chain lists its ancestors and itself, oldest first.
 """
 
 import json
-import struct
-import sys
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from volcore.backends.local.pagecodec import Page, decoded, encoded
 from volcore.database import Database
 from volcore.errors import IntegrityError, PreconditionError, Reason
-from volcore.kernels import crc32c
-from volcore.limits import CHUNK_BLOCKS
+from volcore.seal import DIGEST_MASK, Seal, damaged
 
-FORMAT: Final = 1
+__all__ = ["FORMAT", "Brief", "LayerRow", "Layers", "Page", "PointRow"]
+
+FORMAT: Final = 3
+"""Versions 1 and 2 are read and raised; docs/formats/local.md."""
+_UNSEALED: Final = frozenset({1, 2})
 LOG_PAGES_MAX: Final = 400
 """Pages of 4 KiB in the log before they move to the database."""
 RESERVE_BYTES: Final = 2 << 20
@@ -27,7 +28,8 @@ RESERVE_BYTES: Final = 2 << 20
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS layer (
   id INTEGER PRIMARY KEY AUTOINCREMENT, parent_id INTEGER REFERENCES layer (id),
-  owner TEXT NOT NULL, depth INTEGER NOT NULL, frozen INTEGER NOT NULL) STRICT;
+  owner TEXT NOT NULL, depth INTEGER NOT NULL, frozen INTEGER NOT NULL,
+  pages INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE INDEX IF NOT EXISTS layer_parent ON layer (parent_id);
 CREATE INDEX IF NOT EXISTS layer_owner ON layer (owner);
 CREATE TABLE IF NOT EXISTS volume (
@@ -42,12 +44,43 @@ CREATE TABLE IF NOT EXISTS snapshot (
 CREATE INDEX IF NOT EXISTS snapshot_layer ON snapshot (layer);
 CREATE TABLE IF NOT EXISTS page (
   layer_id INTEGER NOT NULL REFERENCES layer (id), chunk_index INTEGER NOT NULL,
-  states BLOB NOT NULL, crcs BLOB NOT NULL, checksum INTEGER NOT NULL,
+  states BLOB NOT NULL, crcs BLOB NOT NULL, checksum INTEGER NOT NULL, brief INTEGER,
   PRIMARY KEY (layer_id, chunk_index)) STRICT;
+CREATE INDEX IF NOT EXISTS page_facts ON page (layer_id, chunk_index, brief, checksum);
 CREATE TABLE IF NOT EXISTS dirty (
   layer_id INTEGER NOT NULL REFERENCES layer (id), chunk_index INTEGER NOT NULL,
   PRIMARY KEY (layer_id, chunk_index)) STRICT, WITHOUT ROWID
 """
+_SEALED: Final = {
+    "layer": ("id", "parent_id", "owner", "depth", "frozen"),
+    "volume": ("volume_id", "top_layer", "size_bytes", "parent_volume", "parent_snapshot"),
+    "snapshot": (
+        "seq", "volume_id", "snapshot_id", "layer", "size_bytes", "parent_volume",
+        "parent_snapshot",
+    ),
+}  # fmt: skip
+_MARK: Final = "(page.checksum + page.chunk_index * 257)"
+"""What a page adds to its layer's sum: below 2**33, so that 2**24 pages stay below 2**63."""
+_WEIGHTS: Final = 1024
+"""A page counts in the digest by its layer: no layer's sum passes for another's."""
+_PAGE_CHANGES: Final = {
+    "INSERT": (("+", "NEW"),),
+    "DELETE": (("-", "OLD"),),
+    "UPDATE OF layer_id, chunk_index, checksum": (("-", "OLD"), ("+", "NEW")),
+}
+
+_PAGES: Final = (
+    "SELECT key.layer_id, key.chunk_index, page.states, page.crcs, key.checksum"
+    " FROM page AS key INDEXED BY page_facts LEFT JOIN page ON page.rowid = key.rowid"
+)
+_PAGES_OF_CHUNK: Final = (
+    _PAGES + " WHERE key.chunk_index = ? AND key.layer_id IN (SELECT value FROM json_each(?))"  # noqa: S608
+)
+_PAGES_OF_ROWS: Final = _PAGES + " WHERE key.rowid IN (SELECT value FROM json_each(?))"  # noqa: S608
+"""The index was proven with the layer, so a page that does not fit its entry is lost or old."""
+
+Brief = tuple[int, int, int | None, int]
+"""(chunk_index, layer_id, brief, row id); the brief is None where blocks are not all alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,21 +95,11 @@ class PointRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """A layer."""
+    """A layer; `depth` is at least the count of its ancestors."""
 
     layer_id: int
     parent_id: int | None
     depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """States and CRCs of one chunk of one layer, as stored."""
-
-    layer_id: int
-    chunk_index: int
-    states: bytes
-    crcs: "array[int]"
 
 
 class Layers:
@@ -85,24 +108,64 @@ class Layers:
     def __init__(self, database: Database) -> None:
         """Use `database`."""
         self.database = database
+        self._proven: set[int] = set()
+        """Layers whose pages were all there when they were first used."""
 
     def create_schema(self, directory: Path) -> None:
-        """Create what is missing; refuse a newer format."""
-        with self.database.transaction():
-            self.database.execute(
-                "CREATE TABLE IF NOT EXISTS local_format (version INTEGER NOT NULL) STRICT"
-            )
-            found = self.database.query("SELECT version FROM local_format")
-            if found and found[0][0] > FORMAT:
+        """Create what is missing; refuse a newer format, and a database that is not as it was left.
+
+        Raises:
+            PreconditionError: POOL_UNUSABLE, the format is newer.
+            IntegrityError: BAD_RECORD.
+        """
+        with self.database.sealing(directory / "witness") as seal:
+            found = self._version()
+            if found is not None and found > FORMAT:
                 raise PreconditionError(
-                    f"pool directory {directory} has format {found[0][0]}, this server knows "
+                    f"pool directory {directory} has format {found}, this server knows "
                     f"{FORMAT}; it was left alone: use the newer server",
                     reason=Reason.POOL_UNUSABLE,
                 )
-            if not found:
-                self.database.execute("INSERT INTO local_format VALUES (?)", (FORMAT,))
-            for statement in _SCHEMA.split(";"):
-                self.database.execute(statement)
+            if not seal.fresh:
+                self._check_whole(found)
+            elif found is not None and found not in _UNSEALED:
+                raise damaged(f"it has format {found} and no seal")
+            seal.create()
+            self._upgrade(found)
+            protect(self.database, seal)
+
+    def _version(self) -> int | None:
+        known = "SELECT 1 FROM sqlite_master WHERE name = 'local_format'"
+        if not self.database.query(known):
+            return None
+        rows = self.database.query("SELECT version FROM local_format")
+        return int(rows[0][0]) if rows else None
+
+    def _check_whole(self, version: int | None) -> None:
+        """Refuse a sealed database that lacks a table or says nonsense about itself."""
+        known = {row[0] for row in self.database.query("SELECT name FROM sqlite_master")}
+        wanted = {line.split()[5] for line in _SCHEMA.split(";\n") if " TABLE " in line}
+        if version != FORMAT or not wanted <= known:
+            raise damaged("it lacks what every pool has")
+
+    def _upgrade(self, version: int | None) -> None:
+        self.database.execute(
+            "CREATE TABLE IF NOT EXISTS local_format (version INTEGER NOT NULL) STRICT"
+        )
+        if version is None:
+            self.database.execute("INSERT INTO local_format VALUES (?)", (FORMAT,))
+        elif version < FORMAT:
+            if version == 1:
+                self.database.execute("ALTER TABLE page ADD COLUMN brief INTEGER")
+            self.database.execute("DROP INDEX IF EXISTS page_brief")
+            self.database.execute("ALTER TABLE layer ADD COLUMN pages INTEGER NOT NULL DEFAULT 0")
+            self.database.execute(
+                f"UPDATE layer SET pages = (SELECT coalesce(sum({_MARK}), 0)"  # noqa: S608
+                " FROM page WHERE layer_id = layer.id)"
+            )
+            self.database.execute("UPDATE local_format SET version = ?", (FORMAT,))
+        for statement in _SCHEMA.split(";\n"):
+            self.database.execute(statement)
 
     def reserve(self) -> None:
         """Give log and database some spare space, so that deletes succeed on a full disk."""
@@ -133,6 +196,13 @@ class Layers:
     def volume_ids(self) -> list[str]:
         """Return every volume id."""
         return [row[0] for row in self.database.query("SELECT volume_id FROM volume")]
+
+    def has_snapshots(self, volume_id: str, count: int) -> bool:
+        """Tell whether the volume has at least `count` snapshots, which is more than none."""
+        rows = self.database.query(
+            "SELECT 1 FROM snapshot WHERE volume_id = ? LIMIT 1 OFFSET ?", (volume_id, count - 1)
+        )
+        return bool(rows)
 
     def snapshots(self, volume_id: str) -> list[tuple[str, int]]:
         """Return (snapshot id, layer id), oldest first."""
@@ -184,12 +254,11 @@ class Layers:
 
     def add_layer(self, owner: str, parent_id: int | None) -> int:
         """Add an empty layer and return its id."""
-        self.database.execute(
+        return self.database.insert(
             "INSERT INTO layer (parent_id, owner, depth, frozen)"
             " SELECT ?1, ?2, coalesce((SELECT depth + 1 FROM layer WHERE id = ?1), 0), 0",
             (parent_id, owner),
         )
-        return int(self.database.query("SELECT last_insert_rowid()")[0][0])
 
     def layer(self, layer_id: int) -> LayerRow:
         """Return the layer."""
@@ -207,16 +276,46 @@ class Layers:
             return [row[0] for row in self.database.query(sql)]
         return [row[0] for row in self.database.query(f"{sql} WHERE owner = ?", (owner,))]
 
-    def chain(self, layer_id: int) -> list[int]:
-        """Return the layer's ancestors and itself, oldest first."""
+    def chain(self, layer_id: int, known: Sequence[int] = ()) -> list[int]:
+        """Return the layer's ancestors and itself, oldest first.
+
+        *Complexity*: the depth, or constant for the child of the last one of a `known` chain.
+        """
+        if known and layer_id != known[-1] and self.layer(layer_id).parent_id == known[-1]:
+            return [*known, layer_id]
         rows = self.database.query(
-            "WITH RECURSIVE up (id, parent_id, depth) AS ("
-            " SELECT id, parent_id, depth FROM layer WHERE id = ? UNION ALL"
-            " SELECT layer.id, layer.parent_id, layer.depth FROM layer JOIN up"
-            " ON layer.id = up.parent_id) SELECT id FROM up ORDER BY depth",
+            "WITH RECURSIVE up (id, parent_id, height) AS ("
+            " SELECT id, parent_id, 0 FROM layer WHERE id = ? UNION ALL"
+            " SELECT layer.id, layer.parent_id, height + 1 FROM layer JOIN up"
+            " ON layer.id = up.parent_id) SELECT id FROM up ORDER BY height DESC",
             (layer_id,),
         )
-        return [row[0] for row in rows]
+        chain = [row[0] for row in rows]
+        self.prove(chain)
+        return chain
+
+    def prove(self, chain: list[int]) -> None:
+        """Check that the layers have the pages they had, once for each layer.
+
+        Raises:
+            IntegrityError: BAD_RECORD, maps are missing or old.
+        """
+        todo = [layer_id for layer_id in chain if layer_id not in self._proven]
+        if not todo:
+            return
+        wrong = self.database.query(
+            "SELECT id FROM layer WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608
+            f" AND pages != (SELECT coalesce(sum({_MARK}), 0)"
+            " FROM page INDEXED BY page_facts WHERE layer_id = layer.id)",
+            (json.dumps(todo),),
+        )
+        if wrong:
+            raise IntegrityError(
+                f"maps of layer {wrong[0][0]} are missing or old; restore the volumes that use it",
+                reason=Reason.BAD_RECORD,
+                layer=wrong[0][0],
+            )
+        self._proven.update(todo)
 
     def freeze(self, layer_id: int) -> None:
         """Note that the layer never changes again; its pages are complete."""
@@ -229,41 +328,37 @@ class Layers:
             "UPDATE layer SET parent_id = NULL, depth = 0 WHERE id = ?", (layer_id,)
         )
 
-    def free(self, layer_id: int | None) -> list[int]:
-        """Delete the layer and its ancestors as far as nothing refers to them; return which."""
-        freed = []
-        while layer_id is not None:
-            referred = self.database.query(
-                "SELECT EXISTS (SELECT 1 FROM volume WHERE top_layer = ?1)"
-                " OR EXISTS (SELECT 1 FROM snapshot WHERE layer = ?1)"
-                " OR EXISTS (SELECT 1 FROM layer WHERE parent_id = ?1)",
-                (layer_id,),
-            )[0][0]
-            if referred:
-                break
-            parent_id = self.layer(layer_id).parent_id
-            self.database.execute("DELETE FROM page WHERE layer_id = ?", (layer_id,))
-            self.clear_notes(layer_id)
-            self.database.execute("DELETE FROM layer WHERE id = ?", (layer_id,))
-            freed.append(layer_id)
-            layer_id = parent_id
-        return freed
+    def free(self, layer_ids: Iterable[int]) -> None:
+        """Mark as dead those of the layers to which nothing refers; the rest is for `Upkeep`.
+
+        A dead layer has no owner. Its ancestors follow when it is reaped. *Complexity*: constant.
+        """
+        self.database.execute(
+            "UPDATE layer SET owner = '' WHERE id IN (SELECT value FROM json_each(?))"
+            " AND NOT EXISTS (SELECT 1 FROM volume WHERE top_layer = layer.id)"
+            " AND NOT EXISTS (SELECT 1 FROM snapshot WHERE layer = layer.id)"
+            " AND NOT EXISTS (SELECT 1 FROM layer AS child WHERE child.parent_id = layer.id)",
+            (json.dumps(list(layer_ids)),),
+        )
 
     # Pages
 
     def is_blank(self, layer_id: int) -> bool:
         """Tell whether nothing was ever flushed to the layer."""
-        rows = self.database.query("SELECT 1 FROM page WHERE layer_id = ? LIMIT 1", (layer_id,))
-        return not rows
+        rows = self.database.query(
+            "SELECT 1 FROM layer WHERE id = ?1 AND pages = 0"  # else pages were lost
+            " AND NOT EXISTS (SELECT 1 FROM page WHERE layer_id = ?1)",
+            (layer_id,),
+        )
+        return bool(rows)
 
     def pages(self, layer_ids: Iterable[int], chunk_index: int) -> list[Page]:
         """Return the pages that the layers have for the chunk."""
         rows = self.database.query(
-            "SELECT layer_id, chunk_index, states, crcs, checksum FROM page"
-            " WHERE chunk_index = ? AND layer_id IN (SELECT value FROM json_each(?))",
+            _PAGES_OF_CHUNK,
             (chunk_index, json.dumps(list(layer_ids))),
         )
-        return [_decoded(*row) for row in rows]
+        return [decoded(*row) for row in rows]
 
     def chunks(self, layer_ids: Iterable[int], first: int, last: int) -> list[int]:
         """Return the chunks, from `first` to `last`, for which the layers have pages; ascending."""
@@ -274,10 +369,31 @@ class Layers:
         )
         return [row[0] for row in rows]
 
+    def briefs(self, layer_ids: Iterable[int], last: int) -> list[Brief]:
+        """Return the briefs of the layers' pages up to chunk `last`, ascending within a layer.
+
+        *Complexity*: one pass over an index, no page is read.
+        """
+        return self.database.query(
+            "SELECT chunk_index, layer_id, brief, rowid FROM page INDEXED BY page_facts"
+            " WHERE layer_id IN (SELECT value FROM json_each(?)) AND chunk_index <= ?",
+            (json.dumps(list(layer_ids)), last),
+        )
+
+    def pages_of_rows(self, row_ids: Iterable[int]) -> list[Page]:
+        """Return the pages with these row ids, in any order."""
+        rows = self.database.query(
+            _PAGES_OF_ROWS,
+            (json.dumps(list(row_ids)),),
+        )
+        return [decoded(*row) for row in rows]
+
     def put_pages(self, pages: Sequence[Page]) -> None:
         """Add or replace pages."""
         self.database.execute_many(
-            "INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?, ?)", [_encoded(page) for page in pages]
+            "INSERT OR REPLACE INTO page (layer_id, chunk_index, states, crcs, checksum, brief)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [encoded(page) for page in pages],
         )
 
     # Notes
@@ -314,36 +430,24 @@ class Layers:
         return None
 
 
-def _checksum(layer_id: int, chunk_index: int, states: bytes, crcs: bytes) -> int:
-    """Return the checksum of a page: a flipped state would show a parent's data as good."""
-    seed = crc32c.crc32c(struct.pack("<QQ", layer_id, chunk_index))
-    return crc32c.crc32c(crcs, crc32c.crc32c(states, seed))
-
-
-def _encoded(page: Page) -> tuple[int, int, bytes, bytes, int]:
-    crcs = page.crcs
-    if sys.byteorder == "big":
-        crcs = array("I", crcs)
-        crcs.byteswap()
-    raw = crcs.tobytes()
-    checksum = _checksum(page.layer_id, page.chunk_index, page.states, raw)
-    return page.layer_id, page.chunk_index, page.states, raw, checksum
-
-
-def _decoded(layer_id: int, chunk_index: int, states: bytes, raw: bytes, checksum: int) -> Page:
-    if (
-        len(states) != CHUNK_BLOCKS
-        or len(raw) != 4 * CHUNK_BLOCKS
-        or checksum != _checksum(layer_id, chunk_index, states, raw)
-    ):
-        raise IntegrityError(
-            f"the map of chunk {chunk_index} in layer {layer_id} is damaged; restore the volumes "
-            "that use it",
-            reason=Reason.BAD_CHECKSUM,
-            layer=layer_id,
-            chunk_index=chunk_index,
+def protect(database: Database, seal: Seal) -> None:
+    """Seal the tables of the backend, and the page checksums in the sum that each layer keeps."""
+    for table, columns in _SEALED.items():
+        seal.cover(table, columns, adopt=seal.fresh)
+    layers = database.query("SELECT id, pages FROM layer")
+    total = sum(pages * (layer_id % _WEIGHTS + 1) for layer_id, pages in layers)
+    seal.check("page", total & DIGEST_MASK, adopt=seal.fresh)
+    for change, terms in _PAGE_CHANGES.items():
+        marks = [(sign, row, _MARK.replace("page", row)) for sign, row in terms]
+        weighed = " ".join(
+            f"{sign} {mark} * ({row}.layer_id % {_WEIGHTS} + 1)" for sign, row, mark in marks
         )
-    crcs = array("I", raw)
-    if sys.byteorder == "big":
-        crcs.byteswap()
-    return Page(layer_id, chunk_index, states, crcs)
+        seal.follow("page", change, weighed)
+        updates = " ".join(
+            f"UPDATE layer SET pages = pages {sign} {mark} WHERE id = {row}.layer_id;"  # noqa: S608
+            for sign, row, mark in marks
+        )
+        name = f"pages_{change.split()[0]}".lower()
+        database.execute(
+            f"CREATE TEMP TRIGGER {name} AFTER {change} ON main.page BEGIN {updates} END"
+        )

@@ -1,6 +1,7 @@
 """A pool directory: its lock, its database and its layer files.
 
 lock          held while a process uses the pool; names that process
+witness       how many commits there were at least (`volcore.seal`)
 volcore.db    catalog records, layers, volumes, snapshots, pages, notes (SQLite, WAL)
 layers/N.data the blocks of layer N, sparse
 """
@@ -16,6 +17,7 @@ from volcore.backends.local.files import LayerFiles, translated
 from volcore.backends.local.layers import Layers
 from volcore.database import Database
 from volcore.errors import ExhaustedError, PreconditionError, Reason
+from volcore.seal import damaged
 
 _UNUSABLE: Final = {errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -35,6 +37,8 @@ class LocalStore:
 
         It sees what is committed.
         """
+        self.scanner = Layers(Database(directory / "volcore.db"))
+        """Another one, for long looks in the background."""
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -55,6 +59,7 @@ class LocalStore:
         try:
             _lock(lock_fd, directory)
             _prepare(directory)
+            _check_database(directory)
             store = cls(directory, lock_fd)
         except BaseException:
             os.close(lock_fd)
@@ -64,6 +69,9 @@ class LocalStore:
             # A disk that is full already must still open, to be read from and deleted on.
             with suppress(ExhaustedError):
                 store.layers.reserve()
+        except OSError as err:
+            store.close()
+            raise _refusal(err, directory) from err
         except BaseException:
             store.close()
             raise
@@ -71,6 +79,7 @@ class LocalStore:
 
     def close(self) -> None:
         """Release everything, flushing nothing; idempotent."""
+        self.scanner.database.close()
         self.reader.database.close()
         self.database.close()
         self.files.close()
@@ -113,6 +122,15 @@ def _prepare(directory: Path) -> None:
             raise
     except OSError as err:
         raise _refusal(err, directory) from err
+
+
+def _check_database(directory: Path) -> None:
+    """Refuse layers without a database: a new one would take them for leftovers."""
+    path = directory / "volcore.db"
+    if path.exists() and path.stat().st_size:
+        return
+    if any(directory.glob("layers/*.data")):
+        raise damaged(f"{path} is missing or empty, but there are layers")
 
 
 def _refusal(err: OSError, directory: Path) -> Exception:

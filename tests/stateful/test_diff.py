@@ -1,0 +1,101 @@
+"""Goal: a diff is exact. Method: random layers, reverted and cloned; compare with full reads."""
+
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from volcore.backends.local import LocalBackend, LocalStore
+from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
+from volcore.model.extent import ExtentKind
+
+from .test_histories import QUICK
+
+B, C = BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
+SIZE = 2 * C + 3 * B
+BLOCKS = 2 * CHUNK_BLOCKS + 3
+_blocks = st.one_of(st.integers(0, 6), st.integers(CHUNK_BLOCKS - 3, CHUNK_BLOCKS + 3))
+_steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from("wwd"), _blocks, st.integers(1, 5)),
+        st.tuples(st.sampled_from("WD"), st.integers(0, 1), st.just(0)),  # a whole chunk
+        st.tuples(st.just("s"), st.just(0), st.just(0)),
+        st.tuples(st.just("r"), st.integers(0, 9), st.just(0)),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@pytest.mark.timeout(300)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(_steps, st.integers(0, 9), st.integers(0, 9))
+def test_diff_is_exact(steps, first, second):
+    place = Path(tempfile.mkdtemp(prefix="volcore-", dir=QUICK))
+    backend = LocalBackend(LocalStore.open(place))
+    try:
+        backend.open()
+        check(backend, steps, first, second)
+    finally:
+        backend.close()
+        shutil.rmtree(place)
+
+
+def check(backend, steps, first, second):
+    backend.create("v", SIZE)
+    points = []
+    for number, (how, where, count) in enumerate([*steps, ("s", 0, 0)]):
+        if how == "s":
+            points.append(f"s{number}")
+            backend.create_snapshot("v", points[-1])
+        elif how == "r":
+            if points:
+                backend.revert("v", points[where % len(points)])
+        else:
+            change(backend, how, where, count, number)
+    source, target = points[first % len(points)], points[second % len(points)]
+    for one, other in ((source, target), (None, target), (source, None), (None, None)):
+        compare(backend, one, other)
+
+
+def change(backend, how, where, count, number):
+    with backend.open_device("v", read_only=False) as device:
+        offset, length = where * B, count * B
+        if how in "WD":
+            offset, length = where * C, C
+        if how in "wW":
+            device.write(offset, random.Random(number).randbytes(B) * (length // B))
+        else:
+            device.discard(offset, length)
+
+
+def compare(backend, source, target):
+    """Every changed block is in the diff, none twice; what is not DATA in it reads as zeroes."""
+    extents = backend.diff("v", source, target)
+    with backend.open_device("v", target, read_only=True) as device:
+        new = device.read(0, SIZE)
+    old = bytes(SIZE)
+    if source is not None:
+        with backend.open_device("v", source, read_only=True) as device:
+            old = device.read(0, SIZE)
+    covered = bytearray(BLOCKS)
+    for extent in extents:
+        low, high = extent.offset_bytes // B, extent.end_bytes // B
+        assert extent.length_bytes > 0
+        assert extent.end_bytes <= SIZE
+        assert not any(covered[low:high])
+        covered[low:high] = bytes([extent.kind]) * (high - low)
+        assert extent.kind is not ExtentKind.ABSENT
+        if extent.kind is ExtentKind.ZERO:
+            assert source is not None
+            assert not any(new[extent.offset_bytes : extent.end_bytes])
+    assert [e.offset_bytes for e in extents] == sorted(e.offset_bytes for e in extents)
+    for block in range(BLOCKS):
+        if old[block * B : block * B + B] != new[block * B : block * B + B]:
+            assert covered[block], f"block {block} differs"
+    if source == target and source is not None:
+        assert not extents

@@ -1,0 +1,150 @@
+"""Goal: clone, snapshot, revert and delete cost the same whatever there is.
+
+Method: count SQL statements and the steps of SQLite's machine, with many pages, ancestors,
+snapshots and volumes and with few; no clock.
+"""
+
+from array import array
+
+import pytest
+
+from volcore.backends.local import LocalBackend, LocalStore
+from volcore.backends.local.pagecodec import Page
+from volcore.limits import GIB, TIB
+
+DEPTH = 300
+VOLUMES = 2000
+SNAPSHOTS = 50
+CALLS = {
+    "snapshot": lambda backend: backend.create_snapshot("v", "new"),
+    "clone": lambda backend: backend.clone("v", "s", "new", 10 * TIB),
+    "clone a volume": lambda backend: backend.clone("v", None, "new", 10 * TIB),
+    "revert": lambda backend: backend.revert("v", "s"),
+    "delete a snapshot": lambda backend: backend.delete_snapshot("v", "s"),
+    "delete": lambda backend: backend.delete("v"),
+    "create": lambda backend: backend.create("new", GIB),
+    "resize": lambda backend: backend.resize("v", 10 * TIB),
+}
+
+
+class Counted:
+    """Statements, and steps in tens."""
+
+    def __init__(self, backend):
+        self._database = backend._database
+        self._connection = backend._database._connection
+        self.statements = self.steps = 0
+
+    def __enter__(self):
+        self._database._connection = self
+        self._connection.set_progress_handler(self._step, 10)
+        return self
+
+    def __exit__(self, *_):
+        self._database._connection = self._connection
+        self._connection.set_progress_handler(None, 0)
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def execute(self, *args):
+        self.statements += 1
+        return self._connection.execute(*args)
+
+    def _step(self):
+        self.steps += 1
+
+
+def small(backend):
+    backend.create("v", GIB)
+    pages(backend, 1)
+    backend.create_snapshot("v", "s")
+    pages(backend, 1)
+
+
+def large(backend):
+    """10 TiB, deep, with many pages, among many volumes and clones."""
+    backend.create("base", 10 * TIB)
+    pages(backend, 1, "base")
+    backend.create_snapshot("base", "s")
+    with backend._database.transaction():
+        for number in range(VOLUMES):
+            backend.clone("base", "s", f"c{number}", 10 * TIB)
+    above = "base"
+    for number in range(DEPTH):
+        pages(backend, 1, above)
+        backend.clone(above, None, f"d{number}", 10 * TIB)
+        above = f"d{number}"
+    pages(backend, 1, above)
+    backend.clone(above, None, "v", 10 * TIB)
+    pages(backend, 3000)
+    for number in range(SNAPSHOTS):
+        backend.create_snapshot("v", f"s{number}")
+        pages(backend, 1)
+    backend.create_snapshot("v", "s")
+    pages(backend, 3000)
+
+
+def pages(backend, count, volume="v"):
+    layer_id = backend._layers.find_volume(volume).layer_id
+    crcs = array("I", bytes(4096))
+    with backend._database.transaction():
+        backend._layers.put_pages(
+            [Page(layer_id, chunk, bytes([2]) * 1024, crcs) for chunk in range(count)]
+        )
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    made = []
+    for fill in (small, large):
+        backend = LocalBackend(LocalStore.open(tmp_path_factory.mktemp("pool")))
+        backend.open()
+        backend.upkeep.wake = lambda: None  # what a thread would do afterwards
+        fill(backend)
+        made.append(backend)
+    yield made
+    for backend in made:
+        backend.close()
+
+
+def cost(backend, call):
+    with pytest.raises(InterruptedError), Counted(backend) as counted:
+        undone(backend, call)
+    return counted
+
+
+def undone(backend, call):
+    with backend._database.transaction():
+        call(backend)
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_constant(pools, name, is_open):
+    if is_open and name in {"revert", "delete"}:
+        pytest.skip("refused while it is open")
+    costs = []
+    for backend in pools:
+        device = backend.open_device("v", read_only=False) if is_open else None
+        costs.append(cost(backend, CALLS[name]))
+        if device is not None:
+            device.close()
+    assert costs[1].statements == costs[0].statements
+    rows = SNAPSHOTS * 20 if name == "delete" else 0  # its snapshots' rows go with it
+    assert costs[1].steps <= costs[0].steps + 60 + rows
+
+
+def test_push_of_an_open_volume(pools):
+    """A snapshot of an open volume looks at no chain."""
+    counts = []
+    for backend in pools:
+        with backend.open_device("v", read_only=False) as device:
+            device.write(0, b"x")
+            with Counted(backend) as counted:
+                backend.create_snapshot("v", "pushed")
+            counts.append(counted)
+            backend.delete_snapshot("v", "pushed")
+    assert counts[1].statements == counts[0].statements
+    assert counts[1].steps <= counts[0].steps + 60
