@@ -2,6 +2,8 @@
 
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -55,6 +57,7 @@ class RawClient:
             self.sock.connect(str(address))
         else:
             self.sock = socket.create_connection(address, timeout=20)
+        self.held: bytes | None = None
         self.structured = False
         self.size_bytes = self.flags = -1
         self.next_cookie = 1
@@ -69,7 +72,18 @@ class RawClient:
     def __exit__(self, *_: object) -> None:
         self.sock.close()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Send all requests of the block with one call, so that none arrives much later."""
+        self.held = b""
+        yield
+        held, self.held = self.held, None
+        self.send(held)
+
     def send(self, data: bytes) -> None:
+        if self.held is not None:
+            self.held += data
+            return
         try:
             self.sock.sendall(data)
         except (BrokenPipeError, ConnectionResetError) as error:

@@ -16,7 +16,7 @@ from volcore.limits import MIB
 from volcore.nbd import ExportTable, NbdServer, UnixAddress
 
 from .client import RawClient
-from .devices import WatchedDevice
+from .devices import DecliningDevice, WatchedDevice
 
 VOLUME_SIZE_BYTES = 64 * MIB
 
@@ -29,10 +29,11 @@ class Place:
     exports: ExportTable
     server: NbdServer
     path: Path
+    device_type: type[WatchedDevice] = WatchedDevice
     opened: list[WatchedDevice] = field(default_factory=list)
 
     def opener(self, read_only: bool) -> WatchedDevice:
-        device = WatchedDevice(self.backend.open_device("v1", read_only=read_only))
+        device = self.device_type(self.backend.open_device("v1", read_only=read_only))
         self.opened.append(device)
         return device
 
@@ -86,12 +87,20 @@ def backend(
     backend.close()
 
 
+@pytest.fixture(params=[WatchedDevice, DecliningDevice], ids=["python", "loop"])
+def device_type(request: pytest.FixtureRequest) -> type[WatchedDevice]:
+    """Which of the two transmissions serves: the second gets a data path that declines all."""
+    return request.param
+
+
 @pytest.fixture
-def place(backend: VolumeBackend, tmp_path: Path) -> Iterator[Place]:
+def place(
+    backend: VolumeBackend, device_type: type[WatchedDevice], tmp_path: Path
+) -> Iterator[Place]:
     exports = ExportTable()
     path = tmp_path / "nbd.sock"
     server = NbdServer(UnixAddress(path), exports=exports)
-    place = Place(backend, exports, server, path)
+    place = Place(backend, exports, server, path, device_type)
     exports.publish("disk", place.opener, read_only=False)
     with server:
         yield place

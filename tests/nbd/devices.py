@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from volcore.backends.contract import BlockDevice
+from volcore.kernels.datapath import DataPath
 from volcore.model.extent import Extent
 
 
@@ -70,3 +71,26 @@ class WatchedDevice(BlockDevice):
         assert self.running == 0, "the device is closed in the middle of a request"
         self.closed = True
         self.inner.close()
+
+
+class DecliningDevice(WatchedDevice):
+    """Has a data path that declines everything: each request passes through the compiled loop."""
+
+    def __init__(self, inner: BlockDevice, before: Callable[[str, int], None] | None = None):
+        super().__init__(inner, before)
+        self.data_path = DataPath(writable=not inner.read_only, dirty_chunks_max=1)
+        self.data_path.size_bytes = inner.size_bytes
+
+    def prepare(self, offset_bytes: int, length_bytes: int, *, write: bool) -> bool:
+        return bool(offset_bytes % 8192)  # sometimes in vain
+
+
+class NativeDevice(WatchedDevice):
+    """Has the data path of a local device: what passes there cannot be watched."""
+
+    def __init__(self, inner: BlockDevice, before: Callable[[str, int], None] | None = None):
+        super().__init__(inner, before)
+        self.data_path = inner.data_path
+
+    def prepare(self, offset_bytes: int, length_bytes: int, *, write: bool) -> bool:
+        return self.inner.prepare(offset_bytes, length_bytes, write=write)

@@ -289,8 +289,9 @@ def test_slow_requests_overlap_and_may_overtake(place: Place, client: RawClient)
             assert gate.wait(10)
 
     place.device.before = hold
-    slow = [client.request(c.READ, 0, 2 * MIB), client.request(c.READ, 0, 2 * MIB)]
-    flush = client.request(c.FLUSH)
+    with client.together():
+        slow = [client.request(c.READ, 0, 2 * MIB), client.request(c.READ, 0, 2 * MIB)]
+        flush = client.request(c.FLUSH)
     assert client.reply().cookie == flush
     gate.set()
     assert {client.reply(2 * MIB).cookie for _ in slow} == set(slow)
@@ -303,8 +304,9 @@ def test_short_requests_overlap_once_the_storage_is_slow(place: Place) -> None:
         pause = threading.Event()
         place.device.before = lambda _method, _offset: pause.wait(0.005) and None
         for _ in range(5):
-            for index in range(16):
-                client.request(c.READ, index * 4096, 4096)
+            with client.together():
+                for index in range(16):
+                    client.request(c.READ, index * 4096, 4096)
             for _ in range(16):
                 assert client.reply().errno == 0
         assert place.device.running_max == 4

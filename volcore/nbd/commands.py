@@ -12,6 +12,7 @@ from volcore.limits import KIB, MIB, NBD_REQUEST_BYTES_MAX
 from volcore.model.extent import ExtentKind
 from volcore.nbd import errmap
 from volcore.nbd.buffers import BufferPool
+from volcore.nbd.gate import WriteGate
 from volcore.nbd.protocol import (
     FLAG_DF,
     FLAG_FAST_ZERO,
@@ -99,6 +100,7 @@ class Executor:
         device: BlockDevice,
         pool: BufferPool,
         read_only: bool,
+        gate: WriteGate,
         structured: bool,
         block_status: bool,
     ) -> None:
@@ -106,6 +108,7 @@ class Executor:
         self._device = device
         self._pool = pool
         self._read_only = read_only
+        self._gate = gate
         self._structured = structured
         self._block_status = block_status
         self._size_bytes = device.size_bytes
@@ -129,7 +132,7 @@ class Executor:
         if command == Command.FLUSH:
             clean = not request.offset_bytes and not request.length_bytes
             return NbdErrno.OK if clean else NbdErrno.EINVAL
-        if command in _WRITING and self._read_only:
+        if command in _WRITING and (self._read_only or not self._gate.writable):
             return NbdErrno.EPERM
         end_bytes = request.offset_bytes + request.length_bytes
         if end_bytes > self._size_bytes:
@@ -147,7 +150,14 @@ class Executor:
     def execute(self, request: Request, payload: memoryview | None) -> Reply:
         """Run a request that passed `check`; failures become replies, logged once here."""
         try:
-            return self._handlers[request.command](request, payload)
+            if request.command not in _WRITING:
+                return self._handlers[request.command](request, payload)
+            if not self._gate.enter():
+                return self.refuse(request, NbdErrno.EPERM)
+            try:
+                return self._handlers[request.command](request, payload)
+            finally:
+                self._gate.leave()
         except Exception as error:  # the boundary: nothing but an error number leaves
             errno = errmap.to_errno(error, request.command)
             offset_bytes = errmap.error_offset(error, request)
@@ -166,6 +176,11 @@ class Executor:
             )
             return self._error(request, errno, message, offset_bytes)
 
+    def give_back(self, reply: Reply) -> None:
+        """Take the buffer of a reply that was sent."""
+        if reply.buffer is not None:
+            self._pool.give(reply.buffer)
+
     def refuse(self, request: Request, errno: NbdErrno) -> Reply:
         """Answer a request that is not carried out."""
         _log.warning(
@@ -177,7 +192,10 @@ class Executor:
             flags=request.flags,
             errno=errno.name,
         )
-        return self._error(request, errno, _REFUSALS.get(errno, "refused"), None)
+        message = _REFUSALS.get(errno, "refused")
+        if errno == NbdErrno.EPERM and not self._read_only:
+            message = "another host has the right to write"
+        return self._error(request, errno, message, None)
 
     def _error(
         self, request: Request, errno: NbdErrno, message: str, offset_bytes: int | None

@@ -8,11 +8,14 @@ from contextlib import suppress
 import structlog
 
 from volcore.errors import VolcoreError
+from volcore.kernels.datapath import HAS_LOOP
 from volcore.nbd.buffers import BufferPool
 from volcore.nbd.commands import Executor
 from volcore.nbd.exports import ExportTable
 from volcore.nbd.handshake import Handshake, Session
+from volcore.nbd.native import NativeTransmission, SupportsDataPath
 from volcore.nbd.protocol import ProtocolError
+from volcore.nbd.tls import ContextSource, TlsStream
 from volcore.nbd.transmission import Transmission, WorkerBudget
 
 _log = structlog.get_logger("volcore.nbd")
@@ -34,6 +37,8 @@ class Connection:
         budget: WorkerBudget,
         name: str,
         option_timeout_s: float,
+        tls: ContextSource | None,
+        attached_only: bool,
         on_end: Callable[["Connection"], None],
     ) -> None:
         self._sock = sock
@@ -46,8 +51,15 @@ class Connection:
         """Guards the socket against being closed while somebody shuts it down."""
         self._closed = False
         self._draining = False
-        self._handshake = Handshake(sock, exports, self, option_timeout_s=option_timeout_s)
-        self._transmission: Transmission | None = None
+        self._handshake = Handshake(
+            sock,
+            exports,
+            self,
+            option_timeout_s=option_timeout_s,
+            tls=tls,
+            attached_only=attached_only,
+        )
+        self._transmission: Transmission | NativeTransmission | None = None
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     def start(self) -> None:
@@ -111,18 +123,43 @@ class Connection:
                 device=lease.device,
                 pool=self._pool,
                 read_only=lease.read_only,
+                gate=lease.gate,
                 structured=session.structured,
                 block_status=session.block_status,
             )
-            transmission = Transmission(
-                self._sock, executor, pool=self._pool, budget=self._budget, name=self._name
-            )
+            transmission = self._make_transmission(session, executor)
             with self._lock:
                 self._transmission = transmission
                 if self._draining:
                     transmission.drain()
+            if isinstance(transmission, NativeTransmission) and not lease.read_only:
+                lease.gate.join(transmission)
             transmission.run()
         finally:
             # Replies are all sent by now; the client need not wait for the device to be closed.
+            if isinstance(session.stream, TlsStream):
+                session.stream.farewell()
             self.disconnect()
+            if isinstance(self._transmission, NativeTransmission):
+                lease.gate.quit(self._transmission)
             lease.release()
+
+    def _make_transmission(
+        self, session: Session, executor: Executor
+    ) -> Transmission | NativeTransmission:
+        """Choose: without the GIL where device, socket and build allow it."""
+        lease = session.lease
+        plain = session.stream is self._sock
+        if HAS_LOOP and plain and isinstance(lease.device, SupportsDataPath):
+            return NativeTransmission(
+                self._sock,
+                executor,
+                device=lease.device,
+                structured=session.structured,
+                writable=False,  # until it has joined the gate
+                budget=self._budget,
+                name=self._name,
+            )
+        return Transmission(
+            session.stream, executor, pool=self._pool, budget=self._budget, name=self._name
+        )

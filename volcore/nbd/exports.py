@@ -7,11 +7,12 @@ closed, name free.
 Invariants:
 1. INV-NBD-1 (must): a device is closed only when no request of any connection uses it.
 2. INV-NBD-2 (must): after `withdraw` returned, the device is flushed and closed, and stays closed.
+3. INV-NBD-9 (must): after `set_writable(False)` returned, no client changes the device.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 import structlog
@@ -22,13 +23,17 @@ from volcore.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     Reason,
     VolcoreError,
 )
+from volcore.nbd.gate import WriteGate
 from volcore.nbd.protocol import STRING_BYTES_MAX
 
 Opener = Callable[[bool], BlockDevice]
 """Called as opener(read_only); the device belongs to the export, which closes it."""
+Clients = Callable[[], Collection[str]]
+"""Names of the clients that may use an export, asked for each connection."""
 
 _DISCONNECT_GRACE_S: Final = 1.0
 """How long a withdrawal that ran out of time waits for connections it just cut off."""
@@ -46,13 +51,34 @@ class ExportUser(Protocol):
         """End at once; only calls into the device may still go on. Does not wait."""
 
 
+class _Borrower:
+    """A user that ends soon by itself."""
+
+    def drain(self) -> None:
+        """See `ExportUser.drain`."""
+
+    def disconnect(self) -> None:
+        """See `ExportUser.disconnect`."""
+
+
 class _Export:
     """One published name. `changed` guards every field; `busy` stands for a slow open or close."""
 
-    def __init__(self, name: str, opener: Opener, *, read_only: bool, owned: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        opener: Opener,
+        *,
+        read_only: bool,
+        owned: bool,
+        clients: Clients,
+        writable: bool,
+    ) -> None:
         self.name = name
         self.opener = opener
+        self.clients = clients
         self.read_only = read_only
+        self.gate = WriteGate(writable=writable)
         self.owned = owned
         self.changed = threading.Condition()
         self.users: set[ExportUser] = set()
@@ -60,6 +86,12 @@ class _Export:
         self.busy = False
         self.withdrawn = threading.Event()
         self.failure: VolcoreError | None = None
+
+    def admits(self, client_names: frozenset[str] | None) -> bool:
+        """Return whether a client with these names may use it; None: who it is does not matter."""
+        if client_names is None:
+            return True
+        return not client_names.isdisjoint(map(str.lower, self.clients()))
 
     def close_device(self) -> None:
         """Close the device, or flush a borrowed one; the caller has set `busy`."""
@@ -82,6 +114,7 @@ class Lease:
         self.name = export.name
         self.device = device
         self.read_only = export.read_only or device.read_only
+        self.gate = export.gate
 
     def release(self) -> None:
         """Let go; the last one closes the device."""
@@ -117,8 +150,23 @@ class ExportTable:
         self._lock = threading.Lock()
         self._exports: dict[str, _Export] = {}
 
-    def publish(self, name: str, opener: Opener, *, read_only: bool, owned: bool = True) -> None:
+    def publish(
+        self,
+        name: str,
+        opener: Opener,
+        *,
+        read_only: bool,
+        owned: bool = True,
+        clients: Clients = tuple,
+        writable: bool = True,
+    ) -> None:
         """Offer a device under `name`, which is any printable text of at most 4096 bytes.
+
+        Where clients are told apart (`TlsPolicy.attached_only`) only those that `clients` names may
+        use it; by default nobody.
+
+        With `writable` False writes are refused until `set_writable`, but clients are not told that
+        the export is read-only: they open it for the time when they may write.
 
         `opener` is called for the first connection, so that a mistake in it shows there. With
         `owned` False the device is the caller's: it is flushed instead of closed.
@@ -136,7 +184,55 @@ class ExportTable:
                 raise ConflictError(
                     f"export {name!r} is already published", reason=Reason.NAME_TAKEN, export=name
                 )
-            self._exports[name] = _Export(name, opener, read_only=read_only, owned=owned)
+            self._exports[name] = _Export(
+                name,
+                opener,
+                read_only=read_only,
+                owned=owned,
+                clients=clients,
+                writable=writable,
+            )
+
+    def set_writable(self, name: str, *, writable: bool, timeout_s: float) -> None:
+        """Let the clients of `name` write from now on, or not any more; reads go on.
+
+        Idempotent: an unknown name is no error.
+        Durability: what they wrote before they were stopped is durable at return.
+
+        Raises:
+            DeadlineError: writes are still in the device after `timeout_s`; no more are let in.
+            VolcoreError: what the device raised when it was flushed.
+        """
+        with self._lock:
+            export = self._exports.get(name)
+        if export is None:
+            return
+        if writable:
+            export.gate.open()
+            return
+        if not export.gate.shut(timeout_s):
+            raise DeadlineError(
+                f"export {name!r} still has writes in its device; repeat the call",
+                reason=Reason.DEADLINE_PASSED,
+                retryable=True,
+                export=name,
+            )
+        lease = self._borrow(export)
+        if lease is not None:
+            try:
+                lease.device.flush()
+            finally:
+                lease.release()
+
+    def _borrow(self, export: _Export) -> Lease | None:
+        """Return a hold on the device if it is open; closing has flushed it."""
+        with export.changed:
+            export.changed.wait_for(lambda: not export.busy)
+            if export.device is None or export.device.read_only:
+                return None
+            user = _Borrower()
+            export.users.add(user)
+            return Lease(export, user, export.device)
 
     def withdraw(self, name: str, *, timeout_s: float) -> None:
         """Stop offering `name`: refuse new connections, drain the others, close the device.
@@ -177,30 +273,45 @@ class ExportTable:
         if failure is not None:
             raise failure
 
-    def names(self) -> list[str]:
-        """Return what can be connected to, sorted."""
+    def names(self, client_names: frozenset[str] | None = None) -> list[str]:
+        """Return what can be connected to, sorted; by a client of these names, if they matter."""
         with self._lock:
-            return sorted(
-                name for name, export in self._exports.items() if not export.withdrawn.is_set()
-            )
+            found = sorted(self._exports.items())
+        return [
+            name
+            for name, export in found
+            if not export.withdrawn.is_set() and export.admits(client_names)
+        ]
 
-    def exists(self, name: str) -> bool:
-        """Return whether `name` can be connected to."""
+    def exists(self, name: str, client_names: frozenset[str] | None = None) -> bool:
+        """Return whether `name` can be connected to; see `names`."""
         with self._lock:
             export = self._exports.get(name)
-            return export is not None and not export.withdrawn.is_set()
+        if export is None or export.withdrawn.is_set():
+            return False
+        return export.admits(client_names)
 
-    def open(self, name: str, user: ExportUser) -> Lease:
+    def open(
+        self, name: str, user: ExportUser, client_names: frozenset[str] | None = None
+    ) -> Lease:
         """Open the device of `name`, or share the open one, for `user`.
 
         Raises:
             NotFoundError: OBJECT_NOT_FOUND, no such export, or it is being withdrawn.
+            PermissionDeniedError: it is not for clients of these names.
             VolcoreError: whatever the opener raises.
         """
         with self._lock:
             export = self._exports.get(name)
         if export is None:
             raise _not_found(name)
+        if not export.admits(client_names):
+            shown = ", ".join(sorted(client_names or ())) or "a client without a name"
+            raise PermissionDeniedError(
+                f"export {name!r} is not attached to {shown}",
+                reason=Reason.PERMISSION_DENIED,
+                export=name,
+            )
         with export.changed:
             export.changed.wait_for(lambda: not export.busy)
             if export.withdrawn.is_set():

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from volcore.errors import NotFoundError, Reason, VolcoreError
+from volcore.errors import NotFoundError, PermissionDeniedError, Reason, VolcoreError
 from volcore.limits import KIB, NBD_REQUEST_BYTES_MAX
 from volcore.nbd.commands import transmission_flags
 from volcore.nbd.exports import ExportTable, ExportUser, Lease
@@ -35,6 +35,7 @@ from volcore.nbd.protocol import (
     ProtocolError,
     pack_option_reply,
 )
+from volcore.nbd.tls import ContextSource, Stream, TlsStream
 
 OPTION_TIMEOUT_S: Final = 10.0
 """A client that is silent for so long loses its place."""
@@ -51,6 +52,8 @@ class Session:
     """What a handshake agreed on; the lease is the caller's to release."""
 
     lease: Lease
+    stream: Stream
+    """The socket that was given, or TLS over it."""
     structured: bool
     block_status: bool
 
@@ -65,8 +68,15 @@ class Handshake:
         user: ExportUser,
         *,
         option_timeout_s: float = OPTION_TIMEOUT_S,
+        tls: ContextSource | None = None,
+        attached_only: bool = False,
     ) -> None:
-        self._sock = sock
+        self._plain = sock
+        self._sock: Stream = sock
+        self._tls = tls
+        self._attached_only = attached_only
+        self._client_names: frozenset[str] | None = None
+        """Who the client is, if that decides what it may use."""
         self._exports = exports
         self._user = user
         self._option_timeout_s = option_timeout_s
@@ -102,6 +112,7 @@ class Handshake:
         self._sock.settimeout(None)
         return Session(
             lease=lease,
+            stream=self._sock,
             structured=self._structured,
             block_status=self._structured and self._context_export == lease.name,
         )
@@ -126,11 +137,14 @@ class Handshake:
             if length_bytes > OPTION_BYTES_MAX:
                 raise ProtocolError("option with too much data")
             data = self._receive(length_bytes)
-            if option == Option.EXPORT_NAME:
-                return self._export_name(data)
             if option == Option.ABORT:
                 self._reply(option, OptionReply.ACK)
                 return None
+            if self._tls is not None and self._sock is self._plain:
+                self._before_tls(option, data)
+                continue
+            if option == Option.EXPORT_NAME:
+                return self._export_name(data)
             if self._draining:
                 self._reply(option, OptionReply.ERR_SHUTDOWN)
                 continue
@@ -141,6 +155,24 @@ class Handshake:
                 continue
             if chosen is not None:
                 return chosen
+
+    def _before_tls(self, option: int, data: bytes) -> None:
+        """Refuse all but STARTTLS; the stream is encrypted after that."""
+        if option == Option.EXPORT_NAME:
+            raise ProtocolError("TLS comes first")  # this option has no other refusal
+        if option != Option.STARTTLS:
+            self._reply(option, OptionReply.ERR_TLS_REQD, b"this server wants TLS first")
+            return
+        if data:
+            self._reply(option, OptionReply.ERR_INVALID, b"option data is too long")
+            return
+        assert self._tls is not None
+        stream = TlsStream(self._plain, self._tls.context())
+        self._reply(option, OptionReply.ACK)
+        stream.accept(self._time_left_s())
+        self._sock = stream
+        if self._attached_only:
+            self._client_names = stream.client_names()
 
     def _answer(self, option: int, data: bytes) -> Lease | None:
         """Answer one option; ValueError where its data is malformed."""
@@ -155,6 +187,8 @@ class Handshake:
             self._reply(option, OptionReply.ACK)
         elif option in (Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT):
             self._meta_context(option, data)
+        elif option == Option.STARTTLS and self._tls is not None:
+            self._reply(option, OptionReply.ERR_INVALID, b"this is TLS already")
         else:
             self._reply(option, OptionReply.ERR_UNSUP)
         return None
@@ -180,9 +214,7 @@ class Handshake:
             lease = self._open(name)
             size_bytes = lease.device.size_bytes
         except VolcoreError as error:
-            going = error.reason is Reason.SHUTTING_DOWN
-            reply = OptionReply.ERR_SHUTDOWN if going else OptionReply.ERR_UNKNOWN
-            self._reply(option, reply, error.message.encode()[:STRING_BYTES_MAX])
+            self._reply(option, _refusal(error), error.message.encode()[:STRING_BYTES_MAX])
             return None
         pieces = [INFO_EXPORT.pack(InfoType.EXPORT, size_bytes, self._flags(lease))]
         if InfoType.NAME in wanted:
@@ -196,7 +228,7 @@ class Handshake:
 
     def _list(self) -> None:
         replies = []
-        for name in self._exports.names():
+        for name in self._exports.names(self._client_names):
             text = name.encode()
             data = U32.pack(len(text)) + text
             replies.append(pack_option_reply(Option.LIST, OptionReply.SERVER, data))
@@ -213,7 +245,7 @@ class Handshake:
         cursor.end()
         if not self._structured:
             raise ValueError("structured replies come first")
-        if not self._exports.exists(name):
+        if not self._exports.exists(name, self._client_names):
             self._reply(option, OptionReply.ERR_UNKNOWN)
             return
         if setting:
@@ -236,7 +268,7 @@ class Handshake:
             self._lease.release()
             self._lease = None
         try:
-            self._lease = self._exports.open(name, self._user)
+            self._lease = self._exports.open(name, self._user, self._client_names)
         except VolcoreError as error:
             if not isinstance(error, NotFoundError):
                 _log.error(
@@ -275,3 +307,11 @@ class Handshake:
         if left_s <= 0:
             raise TimeoutError("the client was silent for too long")
         return left_s
+
+
+def _refusal(error: VolcoreError) -> OptionReply:
+    if error.reason is Reason.SHUTTING_DOWN:
+        return OptionReply.ERR_SHUTDOWN
+    if isinstance(error, PermissionDeniedError):
+        return OptionReply.ERR_POLICY
+    return OptionReply.ERR_UNKNOWN

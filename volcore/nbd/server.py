@@ -1,7 +1,7 @@
 """Listening sockets, and the connections that come from them.
 
 Invariant INV-NBD-6 (must): nobody but this machine reaches an export without TLS: a unix socket
-has mode 0600 in a directory of mode 0700, and TCP listens on loopback addresses only.
+has mode 0600 in a directory of mode 0700, and TCP listens on loopback addresses.
 """
 
 import ipaddress
@@ -26,6 +26,7 @@ from volcore.nbd.buffers import BufferPool
 from volcore.nbd.connection import Connection
 from volcore.nbd.exports import ExportTable
 from volcore.nbd.handshake import OPTION_TIMEOUT_S
+from volcore.nbd.tls import ContextSource, TlsPolicy
 from volcore.nbd.transmission import WorkerBudget
 
 UNIX_PATH_BYTES_MAX: Final = 107
@@ -49,7 +50,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A loopback address; port 0 lets the system choose."""
+    """An IP address, without TLS a loopback one; port 0 lets the system choose."""
 
     host: str
     port: int
@@ -64,24 +65,29 @@ class NbdServer:
     Args:
         addresses: where to listen.
         exports: what to serve; may change at any time, and may be shared with other servers.
+        tls: whom to serve over TLS; None: nobody.
         connections_max: clients at a time; more are hung up on.
         option_timeout_s: how long a client may be silent during the handshake.
 
     Raises:
-        InvalidArgumentError: CONFIG_INVALID: an address that is not loopback, a long path.
+        InvalidArgumentError: CONFIG_INVALID: an address that is not loopback and has no TLS, a long
+            path, TLS files that cannot be used.
     """
 
     def __init__(
         self,
         *addresses: Address,
         exports: ExportTable,
+        tls: TlsPolicy | None = None,
         connections_max: int = NBD_CONNECTIONS_MAX,
         option_timeout_s: float = OPTION_TIMEOUT_S,
     ) -> None:
         for address in addresses:
-            _check(address)
+            _check(address, tls)
         self._wanted = addresses
         self._exports = exports
+        self._tls = tls
+        self._contexts = None if tls is None else ContextSource(tls.credentials)
         self._connections_max = connections_max
         self._option_timeout_s = option_timeout_s
         self._pool = BufferPool()
@@ -108,7 +114,13 @@ class NbdServer:
 
     def uris(self, export: str) -> list[str]:
         """Return the NBD URI of `export` at each address."""
-        return [uri(address, export) for address in self.addresses]
+        return [uri(one, export, tls=self.needs_tls(one)) for one in self.addresses]
+
+    def needs_tls(self, address: Address) -> bool:
+        """Return whether clients of `address` must use TLS."""
+        if self._tls is None:
+            return False
+        return self._tls.on_unix or isinstance(address, TcpAddress)
 
     def start(self) -> None:
         """Listen and accept.
@@ -129,8 +141,8 @@ class NbdServer:
             self._close_listeners()
             raise
         selector.register(self._wake_read, selectors.EVENT_READ)
-        for listener, _ in self._listeners:
-            selector.register(listener, selectors.EVENT_READ)
+        for listener, address in self._listeners:
+            selector.register(listener, selectors.EVENT_READ, self.needs_tls(address))
         self._thread = threading.Thread(
             target=self._accept_loop, args=(selector,), name="volcore-nbd", daemon=True
         )
@@ -186,10 +198,10 @@ class NbdServer:
             while not self._stopping.is_set():
                 for key, _ in selector.select():
                     if isinstance(key.fileobj, socket.socket):
-                        self._accept(key.fileobj)
+                        self._accept(key.fileobj, key.data)
         self._close_listeners()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, needs_tls: bool) -> None:
         try:
             sock, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -208,6 +220,8 @@ class NbdServer:
             budget=self._budget,
             name=name,
             option_timeout_s=self._option_timeout_s,
+            tls=self._contexts if needs_tls else None,
+            attached_only=self._tls is not None and self._tls.attached_only,
             on_end=self._ended,
         )
         with self._lock:
@@ -238,18 +252,18 @@ class NbdServer:
         self._listeners.clear()
 
 
-def uri(address: Address, export: str) -> str:
+def uri(address: Address, export: str, *, tls: bool = False) -> str:
     """Return the NBD URI of an export.
 
     Source: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md.
     """
     if isinstance(address, UnixAddress):
-        return f"nbd+unix:///{quote(export)}?socket={quote(str(address.path))}"
+        return f"nbd{'s' if tls else ''}+unix:///{quote(export)}?socket={quote(str(address.path))}"
     host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"nbd://{host}:{address.port}/{quote(export)}"
+    return f"nbd{'s' if tls else ''}://{host}:{address.port}/{quote(export)}"
 
 
-def _check(address: Address) -> None:
+def _check(address: Address, tls: TlsPolicy | None) -> None:
     if isinstance(address, UnixAddress):
         if len(os.fsencode(address.path)) > UNIX_PATH_BYTES_MAX:
             raise InvalidArgumentError(
@@ -262,7 +276,7 @@ def _check(address: Address) -> None:
         loopback = ipaddress.ip_address(address.host).is_loopback
     except ValueError:
         loopback = False
-    if not loopback:
+    if tls is None and not loopback:
         raise InvalidArgumentError(
             f"NBD without TLS listens on a loopback address (127.0.0.1, ::1), not {address.host}",
             reason=Reason.CONFIG_INVALID,

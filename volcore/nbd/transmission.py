@@ -29,6 +29,7 @@ from volcore.nbd.protocol import (
     Request,
     unpack_request,
 )
+from volcore.nbd.tls import Stream
 
 WORKERS_PER_CONNECTION: Final = 4
 WORKERS_MAX: Final = 128
@@ -83,7 +84,7 @@ class Transmission:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         executor: Executor,
         *,
         pool: BufferPool,
@@ -343,7 +344,7 @@ class Transmission:
             worker.join()
 
 
-def _send_all(sock: socket.socket, parts: list[bytes | memoryview]) -> None:
+def _send_all(sock: Stream, parts: list[bytes | memoryview]) -> None:
     for start in range(0, len(parts), _IOV_MAX):
         group = parts[start : start + _IOV_MAX]
         sent = sock.sendmsg(group)
