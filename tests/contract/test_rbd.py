@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from rbd_backend.pools import leftovers, new_backend, raw_pool
 
-from volcore.backends.contract import VolumeBackend
+from volcore.backends.contract import ShortPathState, VolumeBackend
+from volcore.backends.rbd import RbdBackend
 from volcore.testing.backend_contract import BackendContract
 from volcore.testing.cluster import CephAccess
 
@@ -13,23 +14,30 @@ pytestmark = pytest.mark.ceph
 
 
 class TestRbd(BackendContract):
+    direct = False
+
     @pytest.fixture(autouse=True)
     def _pool(self, ceph_cluster: CephAccess, ceph_module_pool: str) -> None:
         self.access, self.pool = ceph_cluster, ceph_module_pool
 
     @pytest.fixture
     def backend(self, _pool: None) -> Iterator[VolumeBackend]:
-        backend = new_backend(self.access, self.pool)
-        backend.open()
+        backend = self.opened()
         yield backend
         backend.close()
         self.clean()
 
+    def opened(self) -> RbdBackend:
+        """With `direct`: once clones take the short path."""
+        backend = new_backend(self.access, self.pool, direct=self.direct)
+        backend.open()
+        wanted = ShortPathState.ON if self.direct else ShortPathState.OFF
+        assert backend.wait_for_short_path().state is wanted
+        return backend
+
     def reopen(self, backend: VolumeBackend) -> VolumeBackend:
         backend.close()
-        again = new_backend(self.access, self.pool)
-        again.open()
-        return again
+        return self.opened()
 
     def peek(self, backend: VolumeBackend, volume_id: str, length_bytes: int) -> bytes:
         import rbd
@@ -49,3 +57,9 @@ class TestRbd(BackendContract):
         backend.collect()
         backend.close()
         assert leftovers(self.access, self.pool) == set()
+
+
+class TestRbdDirect(TestRbd):
+    """The same with clones by the short path."""
+
+    direct = True

@@ -9,7 +9,7 @@ name moved to the rbd trash -> row of the trash (it is deleted) -> image freed w
 has gone. A crash between any two leaves something that `delete` or `collect` finishes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -20,22 +20,23 @@ from volcore.backends.contract import (
     PoolStats,
     Progress,
     RbdConnection,
+    ShortPath,
     VolumeBackend,
     VolumeFacts,
+    no_reserve,
 )
+from volcore.backends.rbd import clones
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
-from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.extents import changed_extents
 from volcore.backends.rbd.header import HeaderSnapshot
 from volcore.backends.rbd.reaper import HIDDEN_PREFIX
-from volcore.backends.rbd.session import Session
+from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
     check_size,
-    depth_limit,
     id_taken,
     shrink_refused,
     snapshot_missing,
@@ -51,6 +52,7 @@ from volcore.errors import (
     OperationPendingError,
     Reason,
     UnavailableError,
+    VolcoreError,
 )
 from volcore.limits import (
     BLOCK_SIZE_BYTES,
@@ -60,10 +62,6 @@ from volcore.limits import (
 )
 from volcore.model.extent import Extent
 
-FEATURES: Final = 1 | 4 | 8 | 16 | 32
-"""layering, exclusive-lock, object-map, fast-diff, deep-flatten: what stock clients know."""
-ORDER: Final = 22
-"""Objects of 4 MiB, one per chunk."""
 _CANCEL: Final = -125
 """-ECANCELED, which librbd passes on from a progress callback."""
 
@@ -84,7 +82,13 @@ class RbdBackend(VolumeBackend):
     """A Ceph pool; also flattens, reverts, diffs, collects and tells clients where volumes are."""
 
     def __init__(
-        self, cluster: Cluster, pool: str, *, secret_uuid: str = "", lock: bool = True
+        self,
+        cluster: Cluster,
+        pool: str,
+        *,
+        secret_uuid: str = "",
+        lock: bool = True,
+        direct: bool = False,
     ) -> None:
         """Connect nothing yet.
 
@@ -93,11 +97,13 @@ class RbdBackend(VolumeBackend):
             pool: Ceph's pool name.
             secret_uuid: libvirt secret with the Ceph user's key, told to clients.
             lock: let one server at a time serve the pool.
+            direct: make clones by the short path once it has proven itself; needs the lock.
         """
         self._cluster = cluster
         self._pool = pool
         self._secret_uuid = secret_uuid
         self._lock = lock
+        self._direct = direct
         self._open: Session | None = None
 
     @property
@@ -108,7 +114,7 @@ class RbdBackend(VolumeBackend):
     def open(self) -> None:
         """See `VolumeBackend.open`; takes the pool's lock."""
         assert self._open is None, "open once"
-        self._open = Session(self._cluster, self._pool, lock=self._lock)
+        self._open = Session(self._cluster, self._pool, lock=self._lock, direct=self._direct)
 
     def close(self) -> None:
         """See `VolumeBackend.close`; gives the pool's lock back."""
@@ -134,8 +140,9 @@ class RbdBackend(VolumeBackend):
         Concurrency: any deletes may run at once; of two of the same volume one finds nothing.
         """
         session = self._changing()
-        entry = session.directory.find(volume_id)
+        entry = session.find(volume_id)
         if entry is None:
+            session.sweep(volume_id)
             raise volume_missing(volume_id)
         if session.in_flight(volume_id):
             raise OperationPendingError(
@@ -152,13 +159,14 @@ class RbdBackend(VolumeBackend):
             session.reaper.move_to_trash(volume_id, entry.image_id)
             if not session.directory.retire(entry, entry.image_id):
                 raise volume_missing(volume_id)
+            session.direct.forget(volume_id)
         session.reaper.reap_quietly(entry.image_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
         """See `VolumeBackend.resize`."""
         check_size(size_bytes)
         session = self._changing()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         with (
             session.handles.image(volume_id, entry.image_id) as image,
             translated(f"resize volume {volume_id}", missing=volume_missing(volume_id)),
@@ -175,7 +183,7 @@ class RbdBackend(VolumeBackend):
         Opens no image. Complexity: some requests per snapshot and one per ancestor.
         """
         session = self._session()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         headers, image_id = session.headers, entry.image_id
         with translated(f"describe volume {volume_id}"):
             try:
@@ -215,7 +223,9 @@ class RbdBackend(VolumeBackend):
 
     def walk(self) -> Iterator[str]:
         """See `VolumeBackend.walk`; reads the directory only, a page at a time."""
-        for entry in self._session().directory.walk():
+        session = self._session()
+        session.direct.flush()
+        for entry in session.directory.walk():
             if entry.image_id:
                 yield entry.volume_id
 
@@ -226,7 +236,7 @@ class RbdBackend(VolumeBackend):
             ExhaustedError: TOO_MANY_SNAPSHOTS; deleted ones that still have clones count.
         """
         session = self._changing()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         with (
             session.handles.image(volume_id, entry.image_id) as image,
             translated(
@@ -246,7 +256,7 @@ class RbdBackend(VolumeBackend):
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.delete_snapshot`."""
         session = self._changing()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         if session.handles.has_device(volume_id, snapshot_id):
             raise volume_in_use(volume_id)
         with (
@@ -257,6 +267,7 @@ class RbdBackend(VolumeBackend):
             ),
         ):
             image.remove_snap(snapshot_id)
+        session.direct.forget(volume_id)
 
     def clone(
         self, volume_id: str, snapshot_id: str | None, target_id: str, size_bytes: int
@@ -266,70 +277,34 @@ class RbdBackend(VolumeBackend):
         From a live volume: through a hidden snapshot, deleted at once, which librbd drops when the
         clone goes.
         """
-        check_size(size_bytes)
-        session = self._changing()
-        entry = self._entry(session, volume_id)
-        source_size_bytes = self._source_size_bytes(session, entry, snapshot_id)
-        if size_bytes < source_size_bytes:
-            raise shrink_refused(target_id, size_bytes=size_bytes, size_bytes_min=source_size_bytes)
-        depth = session.headers.depth(entry.image_id, depth_max=RBD_DEPTH_MAX)
-        if depth >= RBD_DEPTH_MAX:
-            raise depth_limit(volume_id, RBD_DEPTH_MAX)
-        hidden = snapshot_id is None
-        with session.building(target_id, source=volume_id if hidden else ""):
-            if snapshot_id is None:
-                self._clone_live(session, entry, target_id)
-            else:
-                self._clone_snapshot(session, volume_id, snapshot_id, target_id)
-            if size_bytes > source_size_bytes:
-                with (
-                    translated(f"resize volume {target_id}"),
-                    bindings().rbd.Image(session.ioctx, target_id) as image,
-                ):
-                    image.resize(size_bytes)
+        clones.clone(self._changing(), volume_id, snapshot_id, target_id, size_bytes)
 
-    def _source_size_bytes(self, session: Session, entry: Entry, snapshot_id: str | None) -> int:
-        """Return the size of what is to be cloned."""
-        try:
-            if snapshot_id is None:
-                return session.headers.size_bytes(entry.image_id)
-            found = session.headers.find_snapshot(entry.image_id, snapshot_id)
-        except NotFoundError as err:
-            raise volume_missing(entry.volume_id) from err
-        if found is None:
-            raise snapshot_missing(entry.volume_id, snapshot_id)
-        return found.size_bytes
+    def clone_many(
+        self,
+        volume_id: str,
+        snapshot_id: str,
+        targets: Mapping[str, int],
+        *,
+        reserve: Callable[[], None] = no_reserve,
+    ) -> dict[str, VolcoreError]:
+        """See `SupportsCloneMany.clone_many`. Complexity: two round trips for each 128 clones."""
+        return clones.clone_many(self._changing(), volume_id, snapshot_id, targets, reserve)
 
-    def _clone_live(self, session: Session, entry: Entry, target_id: str) -> None:
-        """Clone the volume's content of this instant."""
-        name = HIDDEN_PREFIX + target_id
-        with (
-            session.handles.image(entry.volume_id, entry.image_id) as image,
-            translated(f"clone volume {entry.volume_id}"),
-        ):
-            image.create_snap(name)
-            self._clone_snapshot(session, entry.volume_id, name, target_id)
-            image.remove_snap(name)
+    @property
+    def short_path(self) -> ShortPath:
+        """See `SupportsShortPath.short_path`."""
+        return self._session().direct.state
 
-    def _clone_snapshot(
-        self, session: Session, volume_id: str, snapshot_id: str, target_id: str
-    ) -> None:
-        """Make the rbd image of a clone."""
-        with translated(
-            f"clone volume {volume_id}",
-            missing=snapshot_missing(volume_id, snapshot_id),
-            exists=id_taken(target_id),
-        ):
-            session.rbd.clone(
-                session.ioctx, volume_id, snapshot_id, session.ioctx, target_id, FEATURES, ORDER
-            )
+    def wait_for_short_path(self) -> ShortPath:
+        """Return the state of the short path once it is decided; takes some seconds at most."""
+        return self._session().direct.wait()
 
     def open_device(
         self, volume_id: str, snapshot_id: str | None = None, *, read_only: bool
     ) -> BlockDevice:
         """See `VolumeBackend.open_device`."""
         session = self._session()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         image: Any
         if snapshot_id is None:
             image = session.handles.acquire(volume_id, entry.image_id, device=True)
@@ -374,7 +349,7 @@ class RbdBackend(VolumeBackend):
     def flatten(self, volume_id: str, progress: Progress) -> None:
         """See `SupportsFlatten.flatten`; frees deleted ancestors that nobody else needs."""
         session = self._changing()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         try:
             parent = session.headers.parent(entry.image_id)
             size_bytes = session.headers.size_bytes(entry.image_id)
@@ -413,10 +388,10 @@ class RbdBackend(VolumeBackend):
     def revert(self, volume_id: str, snapshot_id: str) -> None:
         """See `SupportsRevert.revert`. Complexity: the chunks of both points."""
         session = self._changing()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         with session.handles.exclusive(volume_id, snapshots=False):
             session.watchers.refuse_if_in_use(volume_id, entry.image_id)
-            self._source_size_bytes(session, entry, snapshot_id)
+            clones.source_size_bytes(session, entry, snapshot_id)
             with (
                 translated(
                     f"revert volume {volume_id}",
@@ -432,9 +407,9 @@ class RbdBackend(VolumeBackend):
     ) -> list[Extent]:
         """See `SupportsDiff.diff`. Complexity: one request per chunk."""
         session = self._session()
-        entry = self._entry(session, volume_id)
+        entry = clones.existing(session, volume_id)
         if from_snapshot_id is not None:
-            self._source_size_bytes(session, entry, from_snapshot_id)
+            clones.source_size_bytes(session, entry, from_snapshot_id)
         if to_snapshot_id is None:
             with (
                 session.handles.image(volume_id, entry.image_id) as image,
@@ -476,13 +451,6 @@ class RbdBackend(VolumeBackend):
         session = self._session()
         session.check()
         return session
-
-    def _entry(self, session: Session, volume_id: str) -> Entry:
-        """Return the row of a volume that exists."""
-        entry = session.directory.find(volume_id)
-        if entry is None or not entry.image_id:
-            raise volume_missing(volume_id)
-        return entry
 
 
 def _shown(snapshot: HeaderSnapshot) -> str | None:

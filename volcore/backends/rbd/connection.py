@@ -184,6 +184,11 @@ class Cluster:
         """Return the addresses of all clients that are fenced off."""
         return {str(row["addr"]) for row in self.mon_command("osd blocklist ls") or ()}
 
+    def setting(self, option: str) -> str:
+        """Return the value of an option of Ceph on this connection; empty if it has none."""
+        with translated(f"read the option {option}"):
+            return str(self._rados.conf_get(option) or "")
+
     @property
     def fsid(self) -> str:
         """The cluster's id."""

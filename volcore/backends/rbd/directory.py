@@ -5,9 +5,11 @@ until the moment its row is exchanged for a row of the trash; both are one RADOS
 a crash leaves a volume whole or gone. Foreign images of the pool have no row and are never seen.
 
 Rows of the omap object `volcore_directory` (docs/formats/omap.md):
-`v/<volume id>` - a volume: its image id, or, while it is being made, none yet;
+`v/<volume id>` - a volume: its image id, or, while it is being made, none yet, or the link of the
+direct clone that is being made;
 `t/<image id>` - the image of a deleted volume, until no clone needs it: the name it had;
-`s/server` - who served this pool last, until that one has stopped cleanly.
+`s/server` - who served this pool last, until that one has stopped cleanly;
+`s/proof`, `s/proving` - what is known of direct clones, and whether scratch images may exist.
 
 Invariants:
 1. INV-RBD-1 (must): no image is deleted that has no row.
@@ -15,7 +17,7 @@ Invariants:
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,10 +26,23 @@ from volcore.errors import IntegrityError, Reason
 
 OBJECT_NAME: Final = "volcore_directory"
 FORMAT: Final = 1
+LINK_FORMAT: Final = 2
+"""Of the row of a direct clone in the making: servers that cannot finish it refuse the pool."""
 
 _VOLUME: Final = "v/"
 _TRASH: Final = "t/"
 _SERVER: Final = "s/server"
+_PROOF: Final = "s/proof"
+_PROVING: Final = "s/proving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A direct clone in the making: enough to finish it or undo it."""
+
+    image_id: str
+    parent_id: str
+    snap: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,8 @@ class Entry:
     """While being made as a clone of a live volume: that volume, which has a hidden snapshot."""
     raw: bytes
     """The row's bytes, to compare with."""
+    link: Link | None = None
+    """While being made as a direct clone, and until the write behind the answer: what it links."""
 
 
 class Directory:
@@ -64,10 +81,32 @@ class Directory:
         key = _VOLUME + volume_id
         return self._omap.commit(expect={key: None}, puts={key: _encode(image="", source=source)})
 
+    def reserving(self, op: Any, links: Mapping[str, Link]) -> None:
+        """Put the rows of direct clones about to be made into a write operation.
+
+        It fails with ECANCELED, and changes nothing, if one of the volumes has a row.
+        """
+        puts = {_VOLUME + volume_id: _encode_link(link) for volume_id, link in links.items()}
+        self._omap.fill(op, expect=dict.fromkeys(puts), puts=puts)
+
+    def completing(self, op: Any, links: Mapping[str, Link]) -> None:
+        """Put the rows of direct clones that are whole into a write operation."""
+        rows = {
+            _VOLUME + volume_id: _encode(image=link.image_id) for volume_id, link in links.items()
+        }
+        self._omap.fill(op, expect={}, puts=rows)
+
     def complete(self, volume_id: str, image_id: str) -> None:
         """Make a reserved volume exist."""
         row = _encode(image=image_id, source="")
         self._omap.commit(expect={}, puts={_VOLUME + volume_id: row})
+
+    def complete_link(self, entry: Entry) -> None:
+        """Make a direct clone exist, if its row is still as given."""
+        assert entry.link is not None
+        key = _VOLUME + entry.volume_id
+        row = _encode(image=entry.link.image_id, source="")
+        self._omap.commit(expect={key: entry.raw}, puts={key: row})
 
     def forget(self, volume_id: str) -> None:
         """Take a reservation back whose image was never made."""
@@ -96,6 +135,27 @@ class Directory:
         """Delete the row of an image that is gone."""
         self._omap.commit(expect={}, removals=(_TRASH + image_id,))
 
+    def proof(self) -> str:
+        """Return for what direct clones were proven right, empty if for nothing."""
+        raw = self._omap.find(_PROOF)
+        return "" if raw is None else str(_decode(raw)["for"])
+
+    def set_proof(self, proven_for: str) -> None:
+        """Write down for what direct clones were proven right; the scratch images are gone."""
+        row = _encode(**{"for": proven_for})
+        self._omap.commit(expect={}, puts={_PROOF: row}, removals=(_PROVING,))
+
+    def proving(self) -> bool:
+        """Return whether scratch images of a proof may exist."""
+        return self._omap.find(_PROVING) is not None
+
+    def set_proving(self, proving: bool) -> None:
+        """Write down that scratch images may exist, or that they are gone."""
+        if proving:
+            self._omap.commit(expect={}, puts={_PROVING: _encode()})
+        else:
+            self._omap.commit(expect={}, removals=(_PROVING,))
+
     def server(self) -> bytes | None:
         """Return who served this pool last, if that one did not stop cleanly."""
         return self._omap.find(_SERVER)
@@ -114,6 +174,12 @@ def _encode(**fields: str) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _encode_link(link: Link) -> bytes:
+    """Return the row of a direct clone in the making."""
+    body = {"clone": link.image_id, "parent": link.parent_id, "snap": link.snap, "v": LINK_FORMAT}
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
 def _decode(raw: bytes) -> dict[str, Any]:
     """Return the fields of a row.
 
@@ -127,10 +193,10 @@ def _decode(raw: bytes) -> dict[str, Any]:
         raise IntegrityError(
             f"a row of {OBJECT_NAME} cannot be read: {raw[:80]!r}", reason=Reason.BAD_RECORD
         ) from err
-    if found != FORMAT:
+    if found not in (FORMAT, LINK_FORMAT):
         raise IntegrityError(
-            f"a row of {OBJECT_NAME} has format {found}, this server knows {FORMAT}; use the newer"
-            " server",
+            f"a row of {OBJECT_NAME} has format {found}, this server knows {LINK_FORMAT}; use the"
+            " newer server",
             reason=Reason.BAD_RECORD,
         )
     return dict(body)
@@ -139,4 +205,7 @@ def _decode(raw: bytes) -> dict[str, Any]:
 def _entry(volume_id: str, raw: bytes) -> Entry:
     """Return the row as a value."""
     body = _decode(raw)
-    return Entry(volume_id, body.get("image", ""), body.get("source", ""), raw)
+    link = None
+    if body["v"] == LINK_FORMAT:
+        link = Link(image_id=body["clone"], parent_id=body["parent"], snap=int(body["snap"]))
+    return Entry(volume_id, body.get("image", ""), body.get("source", ""), raw, link)

@@ -65,7 +65,7 @@ class Headers:
 
     def image_id(self, name: str) -> str | None:
         """Return the id of the rbd image called `name`, also when it is half made."""
-        return self.listed_id(name) or self._named_id(name)
+        return self.listed_id(name) or self.named_id(name)
 
     def listed_id(self, name: str) -> str | None:
         """Return the id that the pool's list of rbd images has for `name`."""
@@ -73,7 +73,7 @@ class Headers:
             return _Reader(self._execute("rbd_directory", "dir_get_id", _string(name))).string()
         return None
 
-    def _named_id(self, name: str) -> str | None:
+    def named_id(self, name: str) -> str | None:
         """Return the id in the image's name object, which librbd writes before the list."""
         try:
             return _Reader(self._ioctx.read(f"rbd_id.{name}", 4096)).string()

@@ -113,18 +113,8 @@ class OmapObject:
             puts: rows to set.
             removals: keys to delete; none of them is in `puts`.
         """
-        rados = bindings().rados
-        with rados.WriteOpCtx() as op:
-            for key, value in expect.items():
-                _check_key(key)
-                wanted = "" if value is None else _encode(value).decode("ascii")
-                op.omap_cmp(key, wanted, rados.LIBRADOS_CMPXATTR_OP_EQ)
-            if puts:
-                for key in puts:
-                    _check_key(key)
-                self._ioctx.set_omap(op, tuple(puts), tuple(_encode(v) for v in puts.values()))
-            if removals:
-                self._ioctx.remove_omap_keys(op, tuple(removals))
+        with bindings().rados.WriteOpCtx() as op:
+            self.fill(op, expect=expect, puts=puts, removals=removals)
             try:
                 self._ioctx.operate_write_op(op, self.name)
             except ceph_errors() as err:
@@ -132,6 +122,26 @@ class OmapObject:
                     return False
                 raise error_of(err, f"change {self.name}") from err
         return True
+
+    def fill(
+        self,
+        op: Any,
+        *,
+        expect: Mapping[str, bytes | None],
+        puts: Mapping[str, bytes] | None = None,
+        removals: Collection[str] = (),
+    ) -> None:
+        """Put the steps of a `commit` into a write operation, which the caller sends."""
+        for key, value in expect.items():
+            _check_key(key)
+            wanted = "" if value is None else _encode(value).decode("ascii")
+            op.omap_cmp(key, wanted, bindings().rados.LIBRADOS_CMPXATTR_OP_EQ)
+        if puts:
+            for key in puts:
+                _check_key(key)
+            self._ioctx.set_omap(op, tuple(puts), tuple(_encode(v) for v in puts.values()))
+        if removals:
+            self._ioctx.remove_omap_keys(op, tuple(removals))
 
 
 def _check_key(key: str) -> None:

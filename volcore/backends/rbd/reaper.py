@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.direct.recovery import DirectRecovery
 from volcore.backends.rbd.directory import Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
@@ -52,12 +53,14 @@ class Reaper:
         directory: Directory,
         handles: Handles,
         watchers: Watchers,
+        direct: DirectRecovery,
     ) -> None:
         self._ioctx = ioctx
         self._headers = headers
         self._directory = directory
         self._handles = handles
         self._watchers = watchers
+        self._direct = direct
         self._lock = threading.Lock()
         self._busy: dict[str, tuple[threading.Lock, int]] = {}
 
@@ -123,6 +126,10 @@ class Reaper:
 
         Idempotent: the volume's row goes last, or becomes a row of the trash.
         """
+        if entry.link is not None:
+            self._direct.undo(entry.volume_id, entry.link)
+            self.reap_quietly(entry.link.parent_id)
+            return
         if entry.source:
             self._delete_hidden(entry)
         image_id = self._headers.image_id(entry.volume_id)

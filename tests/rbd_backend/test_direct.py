@@ -1,0 +1,384 @@
+"""Clones by the short path: as few rounds as promised, whole or gone after any cut."""
+
+import itertools
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rbd_backend.pools import leftovers, opened, options, raw_pool
+from rbd_backend.test_pool import ceph_cluster_command
+from volcore.backends.contract import ShortPathState
+from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct.plan import header_object, listing
+from volcore.backends.rbd.direct.waves import Write
+from volcore.backends.rbd.directory import OBJECT_NAME
+from volcore.backends.rbd.session import FEATURES, ORDER
+from volcore.errors import (
+    ConflictError,
+    ExhaustedError,
+    NotFoundError,
+    OutOfRangeError,
+    Reason,
+    UnavailableError,
+)
+from volcore.limits import GIB, MIB, TIB
+from volcore.testing.device_contract import fetch, put
+
+SIZE = 8 * MIB
+
+
+@pytest.fixture
+def direct(ceph_cluster, ceph_pool):
+    """A backend whose clones take the short path, with the snapshot `gold`, `s`."""
+    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+        assert backend.wait_for_short_path().state is ShortPathState.ON
+        make_gold(backend)
+        yield backend
+
+
+def make_gold(backend, size_bytes=SIZE):
+    backend.create("gold", size_bytes)
+    put(backend, "gold", 0, b"gold")
+    backend.create_snapshot("gold", "s")
+
+
+def plans_of(backend, names):
+    direct = backend._session().direct
+    facts = direct._facts.get("gold", "s")
+    return facts, [direct._cloner._plan(facts, name, SIZE) for name in names]
+
+
+def writes_of(backend, name):
+    """All writes of one clone: two of wave 1, four of wave 2."""
+    session = backend._session()
+    facts, (plan,) = plans_of(backend, [name])
+    row = Write(OBJECT_NAME, lambda op: session.directory.reserving(op, {name: plan.link}))
+    image = plan.image(session.ioctx, parent_features=facts.features)
+    return [row, listing([plan])], image
+
+
+def links(access, pool, backend):
+    """Ids of all clones that the snapshots of `gold` know."""
+    gold = backend._session().headers.image_id("gold")
+    rows = backend._session().watchers._page(header_object(gold), "")
+    found = [wire.children(row) for key, row in rows.items() if key.startswith("snap_children_")]
+    return set(itertools.chain.from_iterable(found))
+
+
+def subsets(things):
+    return itertools.chain.from_iterable(
+        itertools.combinations(things, count) for count in range(len(things) + 1)
+    )
+
+
+def test_rounds(direct):
+    """Goal: two rounds for a clone, and for a batch. Method: count waves and writes."""
+    waves = direct._session().direct.waves
+    direct.clone("gold", "s", "first", SIZE)
+    for targets in ({"one": SIZE}, {"larger": 3 * SIZE}, {f"m{n}": SIZE for n in range(64)}):
+        before = waves.wave_count, waves.write_count
+        assert direct.clone_many("gold", "s", targets) == {}
+        count = len(targets)
+        assert waves.wave_count - before[0] == 2
+        assert waves.write_count - before[1] == 2 + 4 * count + 1
+
+
+def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
+    """Goal: the count above hides nothing. Method: librados' own counters."""
+    at = tmp_path / "client.asok"
+    conf = tmp_path / "ceph.conf"
+    conf.write_text(ceph_cluster.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
+    backend = RbdBackend(
+        Cluster(options(ceph_cluster, conf_path=str(conf))), ceph_pool, direct=True, lock=True
+    )
+    backend.open()
+    backend.wait_for_short_path()
+    make_gold(backend)
+    backend.clone("gold", "s", "first", SIZE)
+    backend._session().direct.flush()
+    before = objecter(at)
+    backend.clone("gold", "s", "second", SIZE)
+    backend._session().direct.flush()
+    after = objecter(at)
+    backend.close()
+    assert after["op_r"] - before["op_r"] == 0
+    assert after["op_w"] - before["op_w"] == 7
+
+
+def objecter(path: Path) -> dict[str, int]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b'{"prefix": "perf dump", "format": "json"}\0')
+        with client.makefile("rb") as file:
+            length = int.from_bytes(file.read(4), "big")
+            return dict(json.loads(file.read(length))["objecter"])
+
+
+def test_cut_anywhere(direct, ceph_cluster, ceph_pool):
+    """Goal: whole or gone. Method: each set of writes that a crash may leave, then recovery."""
+    first, second = writes_of(direct, "c")
+    cuts = [(part, ()) for part in subsets(range(2))]
+    cuts += [((0, 1), part) for part in subsets(range(4))]
+    waves = direct._session().direct.waves
+    clean = leftovers(ceph_cluster, ceph_pool)
+    for named, imaged in cuts:
+        first, second = writes_of(direct, "c")
+        written = [first[n] for n in named] + [second[n] for n in imaged]
+        assert not any(waves.run(written)), (named, imaged)
+        direct.collect()
+        exists = list(direct.walk()) == ["c", "gold"]
+        assert exists == ({0, 1} <= set(imaged)), (named, imaged)
+        if exists:
+            assert fetch(direct, "c", 0, 4) == b"gold"
+            direct.delete("c")
+        else:
+            with pytest.raises(NotFoundError):  # as the engine does when it settles its intent
+                direct.delete("c")
+        assert links(ceph_cluster, ceph_pool, direct) == set(), (named, imaged)
+        assert leftovers(ceph_cluster, ceph_pool) == clean, (named, imaged)
+
+
+def test_recovery_cut_anywhere(direct, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: undoing can be cut, too. Method: fail before each of its writes, then repeat it."""
+    session = direct._session()
+    run = session.direct.recovery._run
+    clean = leftovers(ceph_cluster, ceph_pool)
+    for allowed in range(6):
+        first, second = writes_of(direct, "c")
+        assert not any(session.direct.waves.run([*first, second[0], second[2]]))
+        left = iter(range(allowed))
+
+        def limited(write, *accepted, left=left):
+            if next(left, None) is None:
+                raise UnavailableError("cut", reason="CLUSTER_UNREACHABLE")
+            return run(write, *accepted)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session.direct.recovery, "_run", limited)
+            try:
+                direct.collect()
+            except UnavailableError:
+                assert list(direct.walk()) == ["gold"]
+        direct.collect()
+        assert list(direct.walk()) == ["gold"]
+        assert links(ceph_cluster, ceph_pool, direct) == set()
+        assert leftovers(ceph_cluster, ceph_pool) == clean
+
+
+def test_a_reservation_that_fails(direct, ceph_cluster, ceph_pool):
+    """Goal: nothing is made that nobody wrote down. Method: refuse, for one and for many."""
+    clean = leftovers(ceph_cluster, ceph_pool)
+    calls = []
+
+    def refuse():
+        calls.append(1)
+        raise ConflictError("no", reason=Reason.CATALOG_CONFLICT)
+
+    for targets in ({"c": SIZE}, {"c": SIZE, "d": SIZE}):
+        with pytest.raises(ConflictError):
+            direct.clone_many("gold", "s", targets, reserve=refuse)
+    assert len(calls) == 2
+    with pytest.raises(NotFoundError):
+        direct.clone_many("gold", "gone", {"c": SIZE}, reserve=refuse)
+    assert len(calls) == 2
+    assert list(direct.walk()) == ["gold"]
+    assert leftovers(ceph_cluster, ceph_pool) == clean
+    assert direct.clone_many("gold", "s", {"c": SIZE, "d": SIZE}, reserve=lambda: None) == {}
+
+
+def test_a_used_clone_is_never_undone(direct, ceph_cluster, ceph_pool):
+    """Goal: a crash before the last row loses nothing. Method: write, flatten, then recover."""
+    import rbd
+
+    session = direct._session()
+    first, second = writes_of(direct, "c")
+    assert not any(session.direct.waves.run(first))
+    assert not any(session.direct.waves.run(second))
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "c") as image:
+        image.write(b"mine", 4)
+        image.flatten()
+    assert session.direct.recovery.settle(session.directory.find("c"))
+    assert fetch(direct, "c", 0, 8) == b"goldmine"
+
+
+def test_a_snapshot_deleted_behind_our_back(direct, ceph_cluster, ceph_pool):
+    """Goal: cached facts never make an orphan. Method: librbd deletes the snapshot."""
+    import rbd
+
+    direct.create_snapshot("gold", "other")
+    direct.clone("gold", "other", "keeps-the-features", SIZE)
+    direct.clone("gold", "s", "before", SIZE)
+    direct.delete("before")
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "gold") as image:
+        image.remove_snap("s")
+    clean = leftovers(ceph_cluster, ceph_pool)
+    failed = direct.clone_many("gold", "s", {"c": SIZE, "d": SIZE})
+    assert failed.keys() == {"c", "d"}
+    assert all(isinstance(err, NotFoundError) for err in failed.values())
+    with pytest.raises(NotFoundError):
+        direct.clone("gold", "s", "c", SIZE)
+    assert leftovers(ceph_cluster, ceph_pool) == clean
+
+
+def test_features_changed_behind_our_back(direct, ceph_cluster, ceph_pool):
+    """Goal: an unusual parent is left to librbd. Method: give it journaling, then metadata."""
+    import rbd
+
+    waves = direct._session().direct.waves
+    direct.clone("gold", "s", "a", SIZE)
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "gold") as image:
+        image.update_features(rbd.RBD_FEATURE_JOURNALING, True)
+    direct.clone("gold", "s", "b", SIZE)
+    before = waves.wave_count
+    direct.clone("gold", "s", "c", SIZE)
+    assert waves.wave_count == before
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "gold") as image:
+        image.update_features(rbd.RBD_FEATURE_JOURNALING, False)
+        image.metadata_set("conf_rbd_cache", "true")
+    direct._session().direct.forget("gold")
+    direct.clone("gold", "s", "d", SIZE)
+    assert waves.wave_count == before
+    assert all(fetch(direct, name, 0, 4) == b"gold" for name in "abcd")
+
+
+def test_taken_names(direct, ceph_cluster, ceph_pool):
+    """Goal: nobody else's image is harmed. Method: foreign names, rows, in batches too."""
+    import rbd
+
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        rbd.RBD().create(ioctx, "foreign", SIZE, old_format=False, features=61)
+        direct.clone("gold", "s", "ours", SIZE)
+        clean = leftovers(ceph_cluster, ceph_pool)
+        for name in ("foreign", "ours", "gold"):
+            with pytest.raises(ConflictError):
+                direct.clone("gold", "s", name, SIZE)
+        failed = direct.clone_many("gold", "s", {"foreign": SIZE, "x": SIZE, "ours": SIZE})
+        assert set(failed) == {"foreign", "ours"}
+        assert all(isinstance(err, ConflictError) for err in failed.values())
+        assert fetch(direct, "x", 0, 4) == b"gold"
+        direct.delete("x")
+        assert leftovers(ceph_cluster, ceph_pool) == clean
+        assert sorted(rbd.RBD().list(ioctx)) == ["foreign", "gold", "ours"]
+        with rbd.Image(ioctx, "foreign") as image:
+            assert image.size() == SIZE
+    with pytest.raises(OutOfRangeError):
+        direct.clone("gold", "s", "small", 4 * MIB)
+    assert leftovers(ceph_cluster, ceph_pool) == clean
+
+
+def test_an_old_row_resurrects_nothing(direct):
+    """Goal: recovery beside deletes is harmless. Method: settle a row that is outdated."""
+    session = direct._session()
+    first, second = writes_of(direct, "c")
+    assert not any(session.direct.waves.run([*first]))
+    assert not any(session.direct.waves.run(second))
+    old = session.directory.find("c")
+    direct.clone("c", None, "child", SIZE)  # keeps the image of `c` in the trash
+    direct.delete("c")
+    assert not session.direct.recovery.settle(old)
+    assert sorted(direct.walk()) == ["child", "gold"]
+    assert fetch(direct, "child", 0, 4) == b"gold"
+
+
+def test_full_pool(direct, ceph_cluster, ceph_pool):
+    """Goal: a full pool is POOL_FULL, and nothing stays of the clone. Method: a quota."""
+    direct.clone("gold", "s", "fits", SIZE)
+    put(direct, "fits", 0, bytes(6 * MIB))
+    clean = leftovers(ceph_cluster, ceph_pool)
+    ceph_cluster_command(ceph_cluster, "osd pool set-quota", ceph_pool, "max_bytes", str(4 * MIB))
+
+    def clone_until_full():
+        for number in range(200):
+            direct.clone("gold", "s", f"c{number}", SIZE)
+            direct.delete(f"c{number}")
+            time.sleep(0.1)
+
+    with pytest.raises(ExhaustedError) as caught:
+        clone_until_full()
+    assert caught.value.reason == Reason.POOL_FULL
+    assert sorted(direct.walk()) == ["fits", "gold"]
+    assert leftovers(ceph_cluster, ceph_pool) == clean
+
+
+def test_many_threads(direct, ceph_cluster, ceph_pool):
+    """Goal: clones and deletes side by side. Method: 8 threads, each its own names."""
+
+    def work(thread):
+        for number in range(6):
+            direct.clone("gold", "s", f"t{thread}-{number}", SIZE)
+            if number % 2:
+                direct.delete(f"t{thread}-{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    names = [name for name in direct.walk() if name != "gold"]
+    assert len(names) == 24
+    assert len(links(ceph_cluster, ceph_pool, direct)) == 24
+    direct.delete("gold")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(direct.delete, names))
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+
+
+@pytest.mark.parametrize("size_bytes", [4096, 4 * MIB, 64 * GIB + 4096, TIB])
+def test_object_map_is_librbds(direct, ceph_cluster, ceph_pool, size_bytes):
+    """Goal: maps of all sizes. Method: librbd makes an image of that size."""
+    import rbd
+
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        rbd.RBD().create(ioctx, "v", size_bytes, ORDER, old_format=False, features=FEATURES)
+        with rbd.Image(ioctx, "v") as image:
+            found = ioctx.read(f"rbd_object_map.{image.id()}", 1 << 20)
+        assert found == wire.empty_object_map(size_bytes, ORDER)
+        rbd.RBD().remove(ioctx, "v")
+
+
+def test_a_difference_refuses_the_path(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: what librbd would not write is never used. Method: spoil one row of the header."""
+    rows = wire.header_rows
+
+    def spoilt(**changes):
+        return rows(**changes) | {"op_features": bytes(8)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "header_rows", spoilt)
+        with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+            found = backend.wait_for_short_path()
+            assert found.state is ShortPathState.REFUSED
+            assert "op_features" in found.detail
+            make_gold(backend)
+            backend.clone("gold", "s", "a", SIZE)
+            assert backend._session().direct.waves.wave_count < 10
+            backend.delete("a")
+            backend.delete("gold")
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+        assert backend.wait_for_short_path().state is ShortPathState.ON
+    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+        assert backend.short_path.state is ShortPathState.ON  # remembered
+    with opened(ceph_cluster, ceph_pool) as backend:
+        assert backend.short_path.state is ShortPathState.OFF
+
+
+def test_a_proof_cut_short_leaves_nothing(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: scratch images go. Method: stop at once; then a crash after the first clones."""
+    with opened(ceph_cluster, ceph_pool, direct=True):
+        pass
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+    from volcore.backends.rbd.direct.proof import Proof
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Proof, "clean_up", lambda self: None)
+        patch.setattr(Proof, "_live", lambda *_: threading.Event().wait(0))
+        with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+            backend.wait_for_short_path()
+            backend._session().directory.set_proving(True)
+    assert leftovers(ceph_cluster, ceph_pool) != set()
+    with opened(ceph_cluster, ceph_pool):
+        assert leftovers(ceph_cluster, ceph_pool) == set()

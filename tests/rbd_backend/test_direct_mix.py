@@ -1,0 +1,114 @@
+"""Both paths at once, killed again and again; then rbd's own tools judge."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rbd_backend.pools import leftovers, opened, options, raw_pool
+from rbd_backend.test_direct import links
+from volcore.backends.contract import ShortPathState
+from volcore.limits import BLOCK_SIZE_BYTES
+from volcore.testing.direct_mix import BLOCKS, GOLD_TAG, SOURCE, Journal, prepare
+
+KILLS = 4
+RUN_S = (0.5, 2.5)
+
+
+@pytest.mark.skipif(shutil.which("rbd") is None, reason="no rbd command")
+def test_kill_in_the_middle(ceph_cluster, ceph_pool, tmp_path):
+    """Goal: nothing lost, nothing left. Method: kill -9 at random times, compare all bytes."""
+    dice = random.Random(11)
+    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+        assert backend.wait_for_short_path().state is ShortPathState.ON
+        prepare(backend)
+    lines: list[str] = []
+    for seed in range(KILLS):
+        run_and_kill(ceph_cluster, ceph_pool, tmp_path / "journal", seed, dice.uniform(*RUN_S))
+        lines += (tmp_path / "journal").read_text().splitlines()
+        journal = Journal.read(lines)
+        with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+            backend.collect()
+            alive = settle(backend, journal)
+            check_bytes(ceph_cluster, ceph_pool, journal, alive)
+            check_tools(ceph_cluster, ceph_pool, alive)
+            ids = {backend._session().headers.image_id(name) for name in alive}
+            assert links(ceph_cluster, ceph_pool, backend) == ids
+            # What was in doubt is decided now; later journals go on from there.
+            for name in alive:
+                backend.delete(name)
+        lines = []
+    assert journal.call_count > 0
+    with opened(ceph_cluster, ceph_pool) as backend:
+        backend.delete(SOURCE)
+        backend.collect()
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+
+
+def run_and_kill(access, pool, journal, seed, run_s):
+    """Let the work go on for a while from its first call, then kill it."""
+    chosen = options(access)
+    command = [sys.executable, "-m", "volcore.testing.direct_mix", chosen.conf_path, chosen.user]
+    with journal.open("w") as out:
+        process = subprocess.Popen([*command, pool, "--seed", str(seed)], stdout=out)
+        try:
+            end_s = time.monotonic() + 30
+            while not journal.stat().st_size and time.monotonic() < end_s:
+                assert process.poll() is None
+                time.sleep(0.02)
+            time.sleep(run_s)
+            assert process.poll() is None, "it ended by itself"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def settle(backend, journal):
+    """Return the volumes that exist: all that must, and of those in doubt whatever is whole."""
+    alive = set(backend.walk()) - {SOURCE}
+    must = set(journal.volumes)
+    doubt = journal.in_doubt()
+    assert must - doubt <= alive
+    assert alive - must <= doubt
+    return sorted(alive)
+
+
+def check_bytes(access, pool, journal, alive):
+    """librbd, from another client, reads what the journal says."""
+    import rbd
+
+    pending = {name: call for call in journal.undecided.values() for name in call["names"]}
+    with raw_pool(access, pool) as ioctx:
+        for name in alive:
+            tags = journal.volumes.get(name, {})
+            with rbd.Image(ioctx, name, read_only=True) as image:
+                for offset in BLOCKS:
+                    found = set(image.read(offset, BLOCK_SIZE_BYTES))
+                    allowed = [{tags.get(offset, GOLD_TAG)}]
+                    call = pending.get(name, {})
+                    if call.get("act") == "write" and call["offset"] == offset:
+                        allowed.append({call["tag"]})
+                    assert found in allowed, (name, offset)
+
+
+def check_tools(access, pool, alive):
+    """`rbd` lists, describes, measures and checks every image."""
+
+    def rbd(*words):
+        command = ["rbd", "--conf", str(access.conf_path), "--pool", pool, *words]
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout
+
+    assert sorted(json.loads(rbd("ls", "--format", "json"))) == sorted([*alive, SOURCE])
+    children = json.loads(rbd("children", f"{SOURCE}@s", "--format", "json"))
+    assert sorted(child["image"] for child in children) == alive
+    measured = {one["name"] for one in json.loads(rbd("du", "--format", "json"))["images"]}
+    assert set(alive) <= measured
+    for name in alive[:6]:
+        found = json.loads(rbd("info", name, "--format", "json"))
+        assert found["parent"]["image"] == SOURCE
+        assert not found["flags"]
+        rbd("object-map", "check", "--no-progress", name)

@@ -1,0 +1,157 @@
+"""Making clones of snapshots and of live volumes: by the short path if it may be used, else librbd.
+
+The short path (`direct`) makes clones of snapshots without opening an image. librbd makes all
+others, at most CLONES_AT_ONCE at a time.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from volcore.backends.contract import no_reserve
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.direct.cloner import Once
+from volcore.backends.rbd.directory import Entry
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.reaper import HIDDEN_PREFIX
+from volcore.backends.rbd.session import FEATURES, ORDER, Session
+from volcore.backends.refusals import (
+    check_size,
+    depth_limit,
+    id_taken,
+    shrink_refused,
+    snapshot_missing,
+    volume_missing,
+)
+from volcore.errors import NotFoundError, VolcoreError
+from volcore.limits import RBD_DEPTH_MAX
+
+CLONES_AT_ONCE: Final = 8
+"""librbd's clone rate stops growing between 4 and 16 threads."""
+
+
+def clone(
+    session: Session, volume_id: str, snapshot_id: str | None, target_id: str, size_bytes: int
+) -> None:
+    """See `VolumeBackend.clone`."""
+    check_size(size_bytes)
+    if snapshot_id is None:
+        clone_by_librbd(session, volume_id, None, target_id, size_bytes)
+        return
+    failed = clone_many(session, volume_id, snapshot_id, {target_id: size_bytes})
+    if failed:
+        raise failed[target_id]
+
+
+def clone_many(
+    session: Session,
+    volume_id: str,
+    snapshot_id: str,
+    targets: Mapping[str, int],
+    reserve: Callable[[], None] = no_reserve,
+) -> dict[str, VolcoreError]:
+    """See `SupportsCloneMany.clone_many`."""
+    once = Once(reserve)
+    with session.claiming(targets):
+        failed = session.direct.clone(volume_id, snapshot_id, targets, once)
+    if failed is not None:
+        return failed
+    once()
+    return _clone_many_by_librbd(session, volume_id, snapshot_id, targets)
+
+
+def _clone_many_by_librbd(
+    session: Session, volume_id: str, snapshot_id: str, targets: Mapping[str, int]
+) -> dict[str, VolcoreError]:
+    """Clone side by side; return the errors of those that failed."""
+    failed: dict[str, VolcoreError] = {}
+
+    def work(target_id: str) -> None:
+        try:
+            clone_by_librbd(session, volume_id, snapshot_id, target_id, targets[target_id])
+        except VolcoreError as err:
+            failed[target_id] = err
+
+    if len(targets) == 1:
+        work(*targets)
+        return failed
+    with ThreadPoolExecutor(CLONES_AT_ONCE) as executor:
+        list(executor.map(work, targets))
+    return failed
+
+
+def source_size_bytes(session: Session, entry: Entry, snapshot_id: str | None) -> int:
+    """Return the size of a volume or of its snapshot.
+
+    Raises:
+        NotFoundError: OBJECT_NOT_FOUND.
+    """
+    try:
+        if snapshot_id is None:
+            return session.headers.size_bytes(entry.image_id)
+        found = session.headers.find_snapshot(entry.image_id, snapshot_id)
+    except NotFoundError as err:
+        raise volume_missing(entry.volume_id) from err
+    if found is None:
+        raise snapshot_missing(entry.volume_id, snapshot_id)
+    return found.size_bytes
+
+
+def existing(session: Session, volume_id: str) -> Entry:
+    """Return the row of a volume that exists.
+
+    Raises:
+        NotFoundError: OBJECT_NOT_FOUND.
+    """
+    entry = session.find(volume_id)
+    if entry is None or not entry.image_id:
+        raise volume_missing(volume_id)
+    return entry
+
+
+def clone_by_librbd(
+    session: Session, volume_id: str, snapshot_id: str | None, target_id: str, size_bytes: int
+) -> None:
+    """Clone as librbd does; a live volume through a hidden snapshot, deleted at once."""
+    entry = existing(session, volume_id)
+    from_size_bytes = source_size_bytes(session, entry, snapshot_id)
+    if size_bytes < from_size_bytes:
+        raise shrink_refused(target_id, size_bytes=size_bytes, size_bytes_min=from_size_bytes)
+    depth = session.headers.depth(entry.image_id, depth_max=RBD_DEPTH_MAX)
+    if depth >= RBD_DEPTH_MAX:
+        raise depth_limit(volume_id, RBD_DEPTH_MAX)
+    with session.building(target_id, source=volume_id if snapshot_id is None else ""):
+        if snapshot_id is None:
+            _clone_live(session, entry, target_id)
+        else:
+            _clone_snapshot(session, volume_id, snapshot_id, target_id)
+        if size_bytes > from_size_bytes:
+            with (
+                translated(f"resize volume {target_id}"),
+                bindings().rbd.Image(session.ioctx, target_id) as image,
+            ):
+                image.resize(size_bytes)
+
+
+def _clone_live(session: Session, entry: Entry, target_id: str) -> None:
+    """Clone the volume's content of this instant."""
+    name = HIDDEN_PREFIX + target_id
+    with (
+        session.handles.image(entry.volume_id, entry.image_id) as image,
+        translated(f"clone volume {entry.volume_id}"),
+    ):
+        image.create_snap(name)
+        _clone_snapshot(session, entry.volume_id, name, target_id)
+        image.remove_snap(name)
+
+
+def _clone_snapshot(session: Session, volume_id: str, snapshot_id: str, target_id: str) -> None:
+    """Make the rbd image of a clone."""
+    with translated(
+        f"clone volume {volume_id}",
+        missing=snapshot_missing(volume_id, snapshot_id),
+        exists=id_taken(target_id),
+    ):
+        session.rbd.clone(
+            session.ioctx, volume_id, snapshot_id, session.ioctx, target_id, FEATURES, ORDER
+        )

@@ -1,0 +1,269 @@
+"""Making direct clones, one or many of a snapshot at once, in two waves whatever their number."""
+
+import errno
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct.facts import Facts, FactsCache
+from volcore.backends.rbd.direct.plan import IMAGE_WRITES, Plan, listing, new_image_id
+from volcore.backends.rbd.direct.recovery import DirectRecovery
+from volcore.backends.rbd.direct.waves import Pending, Waves, Write
+from volcore.backends.rbd.directory import OBJECT_NAME, Directory, Link
+from volcore.backends.rbd.errmap import error_of_code
+from volcore.backends.refusals import depth_limit, id_taken, shrink_refused, snapshot_missing
+from volcore.errors import OperationPendingError, Reason, UnavailableError, VolcoreError
+from volcore.limits import RBD_DEPTH_MAX
+
+BATCH_MAX: Final = 128
+"""Clones in one wave: half a thousand writes under way."""
+_EXISTS: Final = (-errno.EEXIST, -errno.ECANCELED)
+_UNKNOWN: Final = (-errno.ETIMEDOUT, -errno.ESHUTDOWN, -errno.ENOTCONN)
+"""The write may still be done, or cannot be undone from here; recovery will look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A snapshot to clone."""
+
+    volume_id: str
+    snapshot_id: str
+
+
+class Once:
+    """A function that does its work at the first call that ends well."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._done = False
+
+    def __call__(self) -> None:
+        """Do the work, unless it is done."""
+        if not self._done:
+            self._work()
+            self._done = True
+
+
+class StaleFactsError(Exception):
+    """The parent is not any more what it was; nothing was made."""
+
+
+class Cloner:
+    """Makes direct clones in one pool; any thread.
+
+    The caller has claimed the ids of the clones: nobody else makes or deletes them meanwhile.
+    """
+
+    def __init__(
+        self,
+        waves: Waves,
+        directory: Directory,
+        recovery: DirectRecovery,
+        facts: FactsCache,
+        *,
+        order: int,
+        features: int,
+    ) -> None:
+        self._waves = waves
+        self._directory = directory
+        self._recovery = recovery
+        self._facts = facts
+        self._order = order
+        self._features = features
+        self._pool_id = int(waves.ioctx.get_pool_id())
+        self._lock = threading.Lock()
+        self._finishing: dict[str, Pending] = {}
+
+    def clone(
+        self,
+        source: Source,
+        facts: Facts,
+        targets: Mapping[str, int],
+        reserve: Callable[[], None],
+    ) -> dict[str, VolcoreError]:
+        """Make a clone for each (volume id: size in bytes); return the errors of those that failed.
+
+        What failed has left nothing, unless the cluster did not answer. Durability: at return all
+        is on the OSDs but the word "complete" in the clones' rows, which is under way; a crash
+        before it lets recovery find the clones whole. `reserve` runs beside wave 1.
+
+        Raises:
+            StaleFactsError: the parent has changed; nothing was made.
+        """
+        failed: dict[str, VolcoreError] = {}
+        plans = []
+        for volume_id, size_bytes in targets.items():
+            if size_bytes < facts.size_bytes:
+                failed[volume_id] = shrink_refused(
+                    volume_id, size_bytes=size_bytes, size_bytes_min=facts.size_bytes
+                )
+            elif facts.depth >= RBD_DEPTH_MAX:
+                failed[volume_id] = depth_limit(source.volume_id, RBD_DEPTH_MAX)
+            else:
+                plans.append(self._plan(facts, volume_id, size_bytes))
+        for start in range(0, len(plans), BATCH_MAX):
+            batch = plans[start : start + BATCH_MAX]
+            named = self._name_all(batch, failed, reserve)
+            facts = self._clone_batch(source, facts, named, failed)
+        reserve()
+        return failed
+
+    def settled(self, volume_id: str) -> None:
+        """Return when no write to the row of that volume is under way."""
+        with self._lock:
+            pending = self._finishing.get(volume_id)
+        if pending is not None:
+            pending.wait()  # what it failed to write, whoever reads the row will settle
+            with self._lock:
+                if self._finishing.get(volume_id) is pending:
+                    del self._finishing[volume_id]
+
+    def flush(self) -> None:
+        """Return when no write to any row is under way."""
+        with self._lock:
+            volume_ids = list(self._finishing)
+        for volume_id in volume_ids:
+            self.settled(volume_id)
+
+    def _plan(self, facts: Facts, volume_id: str, size_bytes: int) -> Plan:
+        """Return what to write for one clone."""
+        return Plan(
+            volume_id=volume_id,
+            link=Link(image_id=new_image_id(volume_id), parent_id=facts.parent_id, snap=facts.snap),
+            pool_id=self._pool_id,
+            size_bytes=size_bytes,
+            overlap_bytes=facts.size_bytes,
+            order=self._order,
+            features=self._features,
+        )
+
+    def _clone_batch(
+        self, source: Source, facts: Facts, plans: list[Plan], failed: dict[str, VolcoreError]
+    ) -> Facts:
+        """Make clones; add to `failed`; return the facts as they are afterwards."""
+        self._reap_finished()
+        if not plans:
+            return facts
+        writes: list[Write] = []
+        for plan in plans:
+            writes += plan.image(self._waves.ioctx, parent_features=facts.features)
+            facts = replace(facts, features=facts.features | wire.OPERATIONS)
+        codes = self._waves.run(writes)
+        done, stale = [], False
+        for number, plan in enumerate(plans):
+            four = codes[IMAGE_WRITES * number : IMAGE_WRITES * (number + 1)]
+            if not any(four):
+                done.append(plan)
+                continue
+            stale = stale or four[2] in (-errno.ECANCELED, -errno.ENOENT)
+            failed[plan.volume_id] = self._failure(source, plan, four)
+        self._finish(done)
+        if stale:
+            self._facts.forget(source.volume_id)
+            if not done and codes[2] == -errno.ECANCELED:
+                for plan in plans:
+                    failed.pop(plan.volume_id, None)
+                raise StaleFactsError
+        elif done:
+            self._facts.replace(source.volume_id, source.snapshot_id, facts)
+        return facts
+
+    def _name_all(
+        self, plans: list[Plan], failed: dict[str, VolcoreError], reserve: Callable[[], None]
+    ) -> list[Plan]:
+        """Write the names of all; return the plans whose names are ours now."""
+        if self._try_names(plans, failed if len(plans) == 1 else None, reserve):
+            return plans
+        if len(plans) == 1:
+            return []
+        return [plan for plan in plans if self._try_names([plan], failed, reserve)]
+
+    def _try_names(
+        self,
+        plans: Sequence[Plan],
+        failed: dict[str, VolcoreError] | None,
+        reserve: Callable[[], None],
+    ) -> bool:
+        """Write the names of some, all or none; return whether they are written.
+
+        With `failed` None the caller tries again one by one.
+        """
+        links = {plan.volume_id: plan.link for plan in plans}
+
+        def fill(op: Any) -> None:
+            self._directory.reserving(op, links)
+
+        writes = [Write(OBJECT_NAME, fill), listing(list(plans))]
+        try:
+            codes = self._waves.run(writes, beside=reserve)
+        except VolcoreError:
+            self._take_back(plans)
+            raise
+        bad = [code for code in codes if code < 0]
+        if not bad:
+            return True
+        if not any(code in _UNKNOWN for code in bad):
+            self._take_back(plans, row=codes[0], entry=codes[1])
+        if failed is not None:
+            failed[plans[0].volume_id] = (
+                id_taken(plans[0].volume_id)
+                if any(code in _EXISTS for code in bad)
+                else _error(bad[0], plans[0])
+            )
+        return False
+
+    def _take_back(self, plans: Sequence[Plan], *, row: int = 1, entry: int = 1) -> None:
+        """Delete those names of plans that were written; 1 for a code: not known."""
+        for plan in plans:
+            if entry >= 0:
+                self._recovery.delete_name(plan.volume_id, plan.link.image_id)
+            if row >= 0:
+                self._recovery.forget(plan.volume_id, plan.link)
+
+    def _failure(self, source: Source, plan: Plan, codes: Sequence[int]) -> VolcoreError:
+        """Undo one clone whose wave 2 failed; return why it did."""
+        bad = [code for code in codes if code < 0]
+        if any(code in _UNKNOWN for code in bad):
+            return _error(next(code for code in bad if code in _UNKNOWN), plan)
+        try:
+            self._recovery.undo(plan.volume_id, plan.link, image=-errno.EEXIST not in codes[:2])
+        except UnavailableError as err:
+            return err
+        if codes[3] == -errno.EEXIST:
+            return id_taken(plan.volume_id)
+        if codes[2] == -errno.ENOENT:
+            return snapshot_missing(source.volume_id, source.snapshot_id)
+        if codes[2] == -errno.ECANCELED:
+            return OperationPendingError(
+                f"the source of volume {plan.volume_id} was changed meanwhile; repeat the call",
+                reason=Reason.OPERATION_PENDING,
+                retryable=True,
+            )
+        return _error(bad[0], plan)
+
+    def _finish(self, plans: Sequence[Plan]) -> None:
+        """Start the write behind the answer."""
+        if not plans:
+            return
+        links = {plan.volume_id: plan.link for plan in plans}
+
+        def complete(op: Any) -> None:
+            self._directory.completing(op, links)
+
+        with self._lock:
+            pending = self._waves.send(Write(OBJECT_NAME, complete))
+            self._finishing |= dict.fromkeys(links, pending)
+
+    def _reap_finished(self) -> None:
+        """Forget the writes behind earlier answers that have ended."""
+        with self._lock:
+            ended = [key for key, pending in self._finishing.items() if pending.is_done]
+            for volume_id in ended:
+                del self._finishing[volume_id]
+
+
+def _error(code: int, plan: Plan) -> VolcoreError:
+    """Return the error for a negative errno."""
+    return error_of_code(-code, f"clone volume {plan.volume_id}", f"error {-code}")

@@ -1,0 +1,187 @@
+"""What is known of the parents of clones, so that a clone has nothing to look up.
+
+Facts are read once and used for AGE_S_MAX. The write itself checks them: the parent's class method
+refuses a snapshot that is gone, and the features are compared in the same operation. What the write
+cannot check (foreign metadata, mirroring) may be that old.
+"""
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct.plan import header_object
+from volcore.backends.rbd.directory import Entry
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.header import OWNER_KEY, Headers
+from volcore.backends.refusals import snapshot_missing, volume_missing
+from volcore.errors import NotFoundError
+from volcore.limits import RBD_DEPTH_MAX
+
+AGE_S_MAX: Final = 60.0
+FACTS_MAX: Final = 10_000
+_PAGE_ROWS: Final = 1000
+_MIRROR_OFF: Final = 0
+_USUAL_ROWS: Final = frozenset(
+    {
+        "access_timestamp",
+        "create_timestamp",
+        "features",
+        "flags",
+        f"metadata_{OWNER_KEY}",
+        "modify_timestamp",
+        "object_prefix",
+        "op_features",
+        "order",
+        "parent",
+        "size",
+        "snap_seq",
+    }
+)
+"""Rows of a header that mean nothing special for its clones."""
+_USUAL_PREFIXES: Final = ("snapshot_", "snap_children_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """A snapshot that can be cloned directly."""
+
+    parent_id: str
+    snap: int
+    size_bytes: int
+    features: int
+    """Of the parent, as its header has them; the first clone sets OPERATIONS."""
+    depth: int
+    """Ancestors of the parent."""
+    load_time_s: float
+
+
+class FactsCache:
+    """Facts by (volume id, snapshot id); any thread."""
+
+    def __init__(
+        self, ioctx: Any, headers: Headers, find: Callable[[str], Entry | None], features: int
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            ioctx: the pool.
+            headers: of the pool.
+            find: returns the row of a volume.
+            features: those that volcore's images have; others are unusual.
+        """
+        self._ioctx = ioctx
+        self._headers = headers
+        self._find = find
+        self._features = features
+        self._lock = threading.Lock()
+        self._found: dict[tuple[str, str], Facts | str] = {}
+        self._time_s: dict[tuple[str, str], float] = {}
+        self._epoch = 0
+
+    def get(self, volume_id: str, snapshot_id: str) -> Facts | str:
+        """Return the facts of a snapshot, or what is unusual about it.
+
+        Raises:
+            NotFoundError: no such volume or snapshot.
+        """
+        key = (volume_id, snapshot_id)
+        with self._lock:
+            found, epoch = self._found.get(key), self._epoch
+            fresh = found is not None and time.monotonic() - self._time_s[key] < AGE_S_MAX
+        # A parent as deep as is allowed is looked at again: it may have been flattened.
+        if fresh and (isinstance(found, str) or (found and found.depth < RBD_DEPTH_MAX)):
+            return found
+        now_s = time.monotonic()
+        found = self._load(volume_id, snapshot_id, now_s)
+        with self._lock:
+            if epoch == self._epoch:
+                if len(self._found) >= FACTS_MAX:
+                    self._found.clear()
+                self._found[key], self._time_s[key] = found, now_s
+        return found
+
+    def replace(self, volume_id: str, snapshot_id: str, facts: Facts) -> None:
+        """Keep facts that a write has changed."""
+        with self._lock:
+            if isinstance(self._found.get((volume_id, snapshot_id)), Facts):
+                self._found[volume_id, snapshot_id] = facts
+
+    def forget(self, volume_id: str) -> None:
+        """Forget a volume's snapshots, also what is being read of them right now."""
+        with self._lock:
+            self._epoch += 1
+            for key in [key for key in self._found if key[0] == volume_id]:
+                del self._found[key]
+
+    def _load(self, volume_id: str, snapshot_id: str, now_s: float) -> Facts | str:
+        """Read the facts of a snapshot."""
+        entry = self._find(volume_id)
+        if entry is None or not entry.image_id:
+            raise volume_missing(volume_id)
+        image_id = entry.image_id
+        try:
+            snapshot = self._headers.find_snapshot(image_id, snapshot_id)
+        except NotFoundError as err:
+            raise volume_missing(volume_id) from err
+        if snapshot is None:
+            raise snapshot_missing(volume_id, snapshot_id)
+        features = self._features_of(image_id)
+        unusual = self._unusual(image_id, features)
+        if unusual:
+            return unusual
+        return Facts(
+            parent_id=image_id,
+            snap=snapshot.snap,
+            size_bytes=snapshot.size_bytes,
+            features=features,
+            depth=self._headers.depth(image_id, depth_max=RBD_DEPTH_MAX),
+            load_time_s=now_s,
+        )
+
+    def _features_of(self, image_id: str) -> int:
+        """Return an image's features as its header has them."""
+        with translated(f"read rbd image {image_id}"), bindings().rados.ReadOpCtx() as op:
+            rows, _ = self._ioctx.get_omap_vals_by_keys(op, ("features",))
+            self._ioctx.operate_read_op(op, header_object(image_id))
+            return int(struct.unpack("<Q", dict(rows)["features"])[0])
+
+    def _unusual(self, image_id: str, features: int) -> str:
+        """Return what keeps an image from being cloned directly; empty if nothing does."""
+        if (features & ~wire.OPERATIONS) != self._features:
+            return f"the source has the rbd features {features:#x}"
+        for key in omap_keys(self._ioctx, header_object(image_id)):
+            if key not in _USUAL_ROWS and not key.startswith(_USUAL_PREFIXES):
+                return f"the source's header has a row {key}"
+        return unusual_pool(self._ioctx)
+
+
+def unusual_pool(ioctx: Any) -> str:
+    """Return what in a pool's settings changes how clones are made; empty if nothing does."""
+    with translated("read the pool's mirroring"):
+        if bindings().rbd.RBD().mirror_mode_get(ioctx) != _MIRROR_OFF:
+            return "the pool is mirrored"
+    for key in omap_keys(ioctx, "rbd_info"):
+        if key.startswith("metadata_conf_"):
+            return f"the pool has a setting of its own, {key.removeprefix('metadata_conf_')}"
+    return ""
+
+
+def omap_keys(ioctx: Any, name: str) -> list[str]:
+    """Return the keys of an object's rows; none if there is no such object."""
+    found: list[str] = []
+    with suppress(NotFoundError), translated(f"read {name}"):
+        while True:
+            with bindings().rados.ReadOpCtx() as op:
+                rows, _ = ioctx.get_omap_keys(op, found[-1] if found else "", _PAGE_ROWS)
+                ioctx.operate_read_op(op, name)
+                page = [key for key, _ in rows]
+            if not page:
+                break
+            found += page
+    return found

@@ -1,0 +1,159 @@
+"""The short path of one pool: whether it may be used, and clones made by it."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from volcore.backends.contract import ShortPath, ShortPathState
+from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.direct.cloner import Cloner, Source, StaleFactsError
+from volcore.backends.rbd.direct.facts import Facts, FactsCache
+from volcore.backends.rbd.direct.proof import Proof, StoppedError, proof_key
+from volcore.backends.rbd.direct.recovery import DirectRecovery
+from volcore.backends.rbd.direct.waves import Waves
+from volcore.backends.rbd.directory import Directory, Entry
+from volcore.backends.rbd.header import Headers
+from volcore.errors import VolcoreError
+
+_ATTEMPTS: Final = 3
+_LOG: Final = logging.getLogger(__name__)
+
+
+class DirectPath:
+    """Direct clones of one pool; any thread."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        ioctx: Any,
+        directory: Directory,
+        find: Callable[[str], Entry | None],
+        *,
+        order: int,
+        features: int,
+    ) -> None:
+        """Use nothing yet: the path is off until `start`."""
+        self.waves = Waves(ioctx)
+        self._cluster = cluster
+        self._directory = directory
+        headers = Headers(ioctx)
+        self.recovery = DirectRecovery(self.waves, headers, directory)
+        self._facts = FactsCache(ioctx, headers, find, features)
+        self._order, self._features = order, features
+        self._cloner = Cloner(
+            self.waves, directory, self.recovery, self._facts, order=order, features=features
+        )
+        self._state = ShortPath(state=ShortPathState.OFF, detail="not started")
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def state(self) -> ShortPath:
+        """Whether the path is used, and why not."""
+        return self._state
+
+    def refuse(self, why: str) -> None:
+        """Leave the path off."""
+        self._state = ShortPath(state=ShortPathState.OFF, detail=why)
+        self._clean_up_only()
+
+    def start(self) -> None:
+        """Use the path if it was proven on this cluster already, else prove it in a thread."""
+        try:
+            key = proof_key(self._cluster, order=self._order, features=self._features)
+        except VolcoreError as err:
+            self._state = ShortPath(state=ShortPathState.REFUSED, detail=err.message)
+            return
+        if self._directory.proof() == key and not self._directory.proving():
+            self._state = ShortPath(state=ShortPathState.ON, detail=key)
+            return
+        self._state = ShortPath(state=ShortPathState.PROVING, detail=key)
+        self._thread = threading.Thread(
+            target=self._prove, args=(key,), name="volcore-proof", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> ShortPath:
+        """Return the state once it is decided."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._state
+
+    def close(self) -> None:
+        """Stop proving, wait for the writes behind answers."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._cloner.flush()
+
+    def clone(
+        self,
+        volume_id: str,
+        snapshot_id: str,
+        targets: Mapping[str, int],
+        reserve: Callable[[], None],
+    ) -> dict[str, VolcoreError] | None:
+        """Make a clone for each (volume id: size); None: the short path is not for these.
+
+        Returns the errors of those that failed. `reserve` as in `SupportsCloneMany`; it may be
+        called more often. Precondition: the ids are claimed.
+
+        Raises:
+            NotFoundError: no such volume or snapshot.
+        """
+        if self._state.state is not ShortPathState.ON:
+            return None
+        source = Source(volume_id=volume_id, snapshot_id=snapshot_id)
+        for _ in range(_ATTEMPTS):
+            facts = self._facts.get(volume_id, snapshot_id)
+            if not isinstance(facts, Facts):
+                return None
+            try:
+                return self._cloner.clone(source, facts, targets, reserve)
+            except StaleFactsError:
+                continue
+        return None
+
+    def settled(self, volume_id: str) -> None:
+        """Return when no write to the row of that volume is under way."""
+        self._cloner.settled(volume_id)
+
+    def flush(self) -> None:
+        """Return when no write to any row is under way."""
+        self._cloner.flush()
+
+    def forget(self, volume_id: str) -> None:
+        """Forget what is known of a volume whose snapshots change."""
+        self._facts.forget(volume_id)
+
+    def _proof(self) -> Proof:
+        return Proof(
+            self._cluster,
+            self.waves,
+            self._directory,
+            order=self._order,
+            features=self._features,
+            stop=self._stop,
+        )
+
+    def _clean_up_only(self) -> None:
+        """Delete the scratch images of a proof that was cut short."""
+        if self._directory.proving():
+            self._proof().clean_up()
+
+    def _prove(self, key: str) -> None:
+        """Compare with librbd; the path is used from then on, or the reason is kept."""
+        try:
+            difference = self._proof().run()
+            if not difference:
+                self._directory.set_proof(key)
+        except StoppedError:
+            return
+        except VolcoreError as err:
+            difference = f"the comparison failed: {err}"
+        if difference:
+            _LOG.warning("clones are made through librbd only: %s", difference)
+            self._state = ShortPath(state=ShortPathState.REFUSED, detail=difference)
+        else:
+            self._state = ShortPath(state=ShortPathState.ON, detail=key)

@@ -1,0 +1,140 @@
+"""What one direct clone is going to write, and in which order.
+
+Wave 1, the names: row of the directory with the plan, entry in librbd's list.
+Wave 2, the image: header in one write, object map, link in the parent's header, name object.
+Behind the answer: the row says that the volume is complete.
+
+Wave 2 starts when all of wave 1 is durable, so an image of ours always has a row and a name, and
+what a crash leaves is what the row says or less.
+"""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Any, Final
+
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct.waves import Write, calling
+from volcore.backends.rbd.directory import Link
+
+DIRECTORY_OBJECT: Final = "rbd_directory"
+IMAGE_WRITES: Final = 4
+"""Writes of wave 2 for each clone."""
+_DERIVED_DIGITS: Final = 8
+_RANDOM_DIGITS: Final = 6
+ID_DIGITS: Final = _DERIVED_DIGITS + _RANDOM_DIGITS
+"""librbd allows 14 characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One clone of a snapshot in the same pool."""
+
+    volume_id: str
+    link: Link
+    pool_id: int
+    size_bytes: int
+    overlap_bytes: int
+    """Bytes that are read from the parent: the snapshot's size."""
+    order: int
+    features: int
+
+    def name(self) -> Write:
+        """Return the name object."""
+        return naming(self.volume_id, self.link.image_id)
+
+    def image(self, ioctx: Any, *, parent_features: int) -> list[Write]:
+        """Return wave 2: header, object map, link, name object.
+
+        The link is refused (ECANCELED) unless the parent's features are `parent_features`, and
+        (ENOENT) when the snapshot is gone.
+        """
+        rados, link = bindings().rados, self.link
+        rows = wire.header_rows(
+            image_id=link.image_id,
+            owner=self.volume_id,
+            size_bytes=self.size_bytes,
+            order=self.order,
+            features=self.features,
+            parent=wire.parent_row(self.pool_id, link.parent_id, link.snap, self.overlap_bytes),
+        )
+        object_map = wire.empty_object_map(self.size_bytes, self.order)
+
+        def fill_header(op: Any) -> None:
+            op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
+            ioctx.set_omap(op, tuple(rows), tuple(rows.values()))
+
+        def fill_map(op: Any) -> None:
+            op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
+            op.write_full(object_map)
+
+        expected = parent_features.to_bytes(8, "little").decode("ascii")
+        return [
+            Write(header_object(link.image_id), fill_header),
+            Write(map_object(link.image_id), fill_map),
+            attaching(self.pool_id, link, expect=("features", expected)),
+            self.name(),
+        ]
+
+
+def new_image_id(volume_id: str) -> str:
+    """Return an rbd image id that shows, with `is_derived`, for which volume it was made.
+
+    Random digits at the end: a volume id that is used again must not meet the image of its
+    predecessor in the trash.
+    """
+    return _derived(volume_id) + secrets.token_hex(_RANDOM_DIGITS // 2)
+
+
+def is_derived(image_id: str, volume_id: str) -> bool:
+    """Return whether the image id was made for that volume."""
+    return len(image_id) == ID_DIGITS and image_id.startswith(_derived(volume_id))
+
+
+def naming(name: str, image_id: str) -> Write:
+    """Return the write of the name object of an image; EEXIST if there is one."""
+    rados = bindings().rados
+
+    def fill(op: Any) -> None:
+        op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
+        op.execute("rbd", "set_id", wire.string(image_id))
+
+    return Write(id_object(name), fill)
+
+
+def listing(plans: list[Plan]) -> Write:
+    """Return the entries of all clones in librbd's list of images; all or none."""
+
+    def fill(op: Any) -> None:
+        for plan in plans:
+            body = wire.directory_entry(plan.volume_id, plan.link.image_id)
+            op.execute("rbd", "dir_add_image", body)
+
+    return Write(DIRECTORY_OBJECT, fill)
+
+
+def attaching(pool_id: int, link: Link, *, expect: tuple[str, str] | None = None) -> Write:
+    """Return the write of the parent's link to the clone."""
+    body = wire.child_link(pool_id, link.image_id, link.snap)
+    return calling(header_object(link.parent_id), "child_attach", body, expect=expect)
+
+
+def header_object(image_id: str) -> str:
+    """Return the name of an image's header object."""
+    return f"rbd_header.{image_id}"
+
+
+def map_object(image_id: str) -> str:
+    """Return the name of an image's object map."""
+    return f"rbd_object_map.{image_id}"
+
+
+def id_object(name: str) -> str:
+    """Return the name of the object that says which id an image's name has."""
+    return f"rbd_id.{name}"
+
+
+def _derived(volume_id: str) -> str:
+    """Return the digits of an image id that follow from the volume id."""
+    return hashlib.sha256(volume_id.encode()).hexdigest()[:_DERIVED_DIGITS]

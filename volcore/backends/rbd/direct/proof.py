@@ -1,0 +1,357 @@
+"""Comparing a direct clone with librbd's own on the cluster at hand, before any is made for use.
+
+One scratch image, two clones of it, one by librbd and one directly, through the same life: opened,
+read through the parent, written, snapshot, flattened, removed, by librbd. After each step headers,
+object maps and the parent's links must be equal, but for ids and times. A second pair is larger
+than the parent. The scratch images have rows nowhere; a row of the directory says that they may
+exist, from before the first until after the last.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct.facts import unusual_pool
+from volcore.backends.rbd.direct.plan import (
+    Plan,
+    header_object,
+    listing,
+    map_object,
+    new_image_id,
+)
+from volcore.backends.rbd.direct.waves import Waves, calling
+from volcore.backends.rbd.directory import Directory, Link
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.header import Headers
+from volcore.errors import NotFoundError
+
+SCHEME: Final = 1
+"""Raised whenever what is written, or what is compared, changes."""
+SCRATCH: Final = ".volcore-proof"
+_PAIRS: Final = ((0, "same size"), (3, "larger"))
+"""Objects by which a clone is larger than its parent."""
+_PARENT_OBJECTS: Final = 5
+_PAGE_ROWS: Final = 1000
+_TIMES: Final = frozenset({"access_timestamp", "create_timestamp", "modify_timestamp"})
+_CHILD_OPTIONS: Final = (
+    ("rbd_default_data_pool", ""),
+    ("rbd_default_stripe_unit", "0"),
+    ("rbd_default_stripe_count", "0"),
+    ("rbd_default_clone_format", "2"),
+)
+"""Settings of the connection that change what librbd makes."""
+
+
+class StoppedError(Exception):
+    """The pool is being closed."""
+
+
+class DifferenceError(Exception):
+    """A direct clone is not what librbd makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two clones that must be alike."""
+
+    theirs: str
+    ours: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.theirs, self.ours
+
+
+def proof_key(cluster: Cluster, *, order: int, features: int) -> str:
+    """Return for what a proof holds: versions of OSDs and librbd, features, what we write."""
+    versions = cluster.mon_command("versions").get("osd", {})
+    found = {
+        "osd": sorted(versions),
+        "librbd": list(bindings().rbd.RBD().version()),
+        "features": features,
+        "order": order,
+        "scheme": SCHEME,
+    }
+    text = json.dumps(found, sort_keys=True)
+    words = " and ".join(sorted({" ".join(version.split()[:3]) for version in versions}))
+    return f"{words}, features {features}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+class Proof:
+    """One comparison in one pool."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        waves: Waves,
+        directory: Directory,
+        *,
+        order: int,
+        features: int,
+        stop: threading.Event,
+    ) -> None:
+        self._cluster = cluster
+        self._waves = waves
+        self._ioctx = waves.ioctx
+        self._directory = directory
+        self._headers = Headers(waves.ioctx)
+        self._order = order
+        self._features = features
+        self._stop = stop
+        self._pool_id = int(waves.ioctx.get_pool_id())
+        self._rbd = bindings().rbd
+
+    def run(self) -> str:
+        """Compare; return what differs, empty if nothing does.
+
+        Raises:
+            StoppedError: `stop` was set; the scratch images are gone.
+        """
+        for option, usual in _CHILD_OPTIONS:
+            found = self._cluster.setting(option)
+            if found != usual:
+                return f"the Ceph configuration has {option} = {found!r}"
+        unusual = unusual_pool(self._ioctx)
+        if unusual:
+            return unusual
+        self._directory.set_proving(True)
+        self.clean_up()
+        self._directory.set_proving(True)
+        try:
+            self._compare_all()
+        except DifferenceError as err:
+            return str(err)
+        finally:
+            self.clean_up()
+        return ""
+
+    def clean_up(self) -> None:
+        """Delete all scratch images; idempotent."""
+        for suffix in ("theirs", "ours"):
+            for number in range(len(_PAIRS)):
+                self._delete(f"{SCRATCH}.{suffix}{number}")
+        self._drop_dangling_links()
+        self._delete(SCRATCH)
+        self._directory.set_proving(False)
+
+    def _compare_all(self) -> None:
+        """Raise DifferenceError at the first difference."""
+        size_bytes = _PARENT_OBJECTS << self._order
+        with translated("make a scratch image"):
+            self._rbd.RBD().create(
+                self._ioctx, SCRATCH, size_bytes, self._order, old_format=False,
+                features=self._features,
+            )  # fmt: skip
+            with self._rbd.Image(self._ioctx, SCRATCH) as image:
+                image.write(b"parent", 0)
+                image.write(b"parent", 2 << self._order)
+                image.create_snap("s")
+        snap = self._headers.snaps(self._id(SCRATCH))[0]
+        self._step()
+        pairs = []
+        for number, (more, what) in enumerate(_PAIRS):
+            pair = _Pair(f"{SCRATCH}.theirs{number}", f"{SCRATCH}.ours{number}")
+            self._clone_both(pair, snap, size_bytes, size_bytes + (more << self._order))
+            self._same(pair, snap, f"a new clone ({what})")
+            pairs.append(pair)
+        self._live(pairs, snap)
+
+    def _clone_both(self, pair: _Pair, snap: int, overlap_bytes: int, size_bytes: int) -> None:
+        """Make one clone through librbd, the other directly."""
+        parent_id = self._id(SCRATCH)
+        with translated("clone a scratch image"):
+            self._rbd.RBD().clone(
+                self._ioctx, SCRATCH, "s", self._ioctx, pair.theirs, self._features, self._order
+            )
+            if size_bytes > overlap_bytes:
+                with self._rbd.Image(self._ioctx, pair.theirs) as image:
+                    image.resize(size_bytes)
+        self._headers.mark(self._id(pair.theirs), pair.theirs)
+        self._step()
+        plan = Plan(
+            volume_id=pair.ours,
+            link=Link(image_id=new_image_id(pair.ours), parent_id=parent_id, snap=snap),
+            pool_id=self._pool_id,
+            size_bytes=size_bytes,
+            overlap_bytes=overlap_bytes,
+            order=self._order,
+            features=self._features,
+        )
+        for wave in (
+            [listing([plan])],
+            plan.image(self._ioctx, parent_features=self._features | wire.OPERATIONS),
+        ):
+            codes = self._waves.run(wave)
+            if any(codes):
+                raise DifferenceError(f"the cluster refused the writes of a clone: {codes}")
+        self._step()
+
+    def _live(self, pairs: list[_Pair], snap: int) -> None:
+        """Let librbd use all clones alike, and look after each step."""
+        steps: tuple[tuple[str, Callable[[Any], object]], ...] = (
+            ("reading", _read),
+            ("writing", lambda image: image.write(b"child", 1 << self._order)),
+            ("copying up", lambda image: image.write(b"child", 100)),
+            ("a snapshot", lambda image: image.create_snap("q")),
+            ("a discard", lambda image: image.discard(0, 1 << self._order)),
+            ("flattening", lambda image: image.flatten()),
+            ("deleting the snapshot", lambda image: image.remove_snap("q")),
+        )
+        for what, step in steps:
+            self._step()
+            self._everywhere([name for pair in pairs for name in pair.names], step)
+            for pair in pairs:
+                self._same(pair, snap, what)
+                contents = {self._content(name) for name in pair.names}
+                if len(contents) != 1:
+                    raise DifferenceError(f"after {what} the clones have different bytes")
+        links = self._rows(header_object(self._id(SCRATCH))).get(wire.children_key(snap))
+        if links not in (None, bytes(4)):
+            raise DifferenceError("after flattening the parent still has links")
+
+    def _everywhere(self, names: list[str], step: Callable[[Any], object]) -> None:
+        """Do one step to all clones at once: snapshots then share a proposal of the monitors."""
+        raised: list[BaseException] = []
+
+        def work(name: str) -> None:
+            try:
+                with (
+                    translated(f"use {name}"),
+                    self._rbd.Image(self._ioctx, name) as image,
+                ):
+                    step(image)
+            except BaseException as err:  # raised below, in the caller's thread
+                raised.append(err)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if raised:
+            raise raised[0]
+
+    def _content(self, name: str) -> bytes:
+        """Return a digest of what a reader of the clone gets."""
+        with translated(f"read {name}"), self._rbd.Image(self._ioctx, name) as image:
+            return hashlib.sha256(image.read(0, image.size())).digest()
+
+    def _same(self, pair: _Pair, snap: int, when: str) -> None:
+        """Raise DifferenceError unless librbd's clone and ours are stored alike."""
+        theirs, ours = (self._stored(name) for name in pair.names)
+        different = sorted(
+            key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)
+        )
+        if different:
+            raise DifferenceError(f"after {when} these differ: {', '.join(different)}")
+        links = self._rows(header_object(self._id(SCRATCH))).get(wire.children_key(snap), b"")
+        linked = [wire.child_spec(self._pool_id, self._id(n)) in links for n in pair.names]
+        if linked[0] != linked[1]:
+            raise DifferenceError(f"after {when} the parent's links differ")
+
+    def _stored(self, name: str) -> dict[str, bytes]:
+        """Return all that is stored of an image besides data, without what may differ."""
+        image_id = self._id(name)
+        rows = self._rows(header_object(image_id))
+        found: dict[str, bytes] = {}
+        snaps = self._headers.snaps(image_id)
+        for key, value in rows.items():
+            text = key
+            for number, snap in enumerate(snaps):
+                text = text.replace(f"{snap:016x}", f"#{number}")
+            found[f"row {text}"] = self._neutral(key, value, name, image_id, snaps)
+        for number, suffix in enumerate(["", *(f".{snap:016x}" for snap in snaps)]):
+            found[f"object map {number}"] = self._read(map_object(image_id) + suffix)
+        raw = self._read(f"rbd_id.{name}")
+        found["name"] = b"ID" if raw == wire.string(image_id) else raw
+        listed = self._headers.listed_id(name)
+        found["entry"] = b"" if listed is None else listed.replace(image_id, "ID").encode()
+        return found
+
+    def _neutral(self, key: str, value: bytes, name: str, image_id: str, snaps: list[int]) -> bytes:
+        """Return a row without the image's own name and id, snapshot numbers and times."""
+        if key in _TIMES:
+            return b"time" if len(value) == 8 else value
+        if key == "object_prefix":
+            return value[4:].replace(image_id.encode(), b"ID")
+        if key == "snap_seq":
+            newest = int.from_bytes(value, "little")
+            return b"newest" if newest >= max(snaps, default=1) else value
+        if key.startswith("snapshot_"):
+            snapshot = self._headers.snapshot(image_id, int(key.removeprefix("snapshot_"), 16))
+            return repr(replace(snapshot, snap=0)).encode() + bytes([len(value) & 255])
+        return value.replace(name.encode(), b"NAME")
+
+    def _rows(self, name: str) -> dict[str, bytes]:
+        """Return all rows of an object."""
+        found: dict[str, bytes] = {}
+        while True:
+            with translated(f"read {name}"), bindings().rados.ReadOpCtx() as op:
+                rows, _ = self._ioctx.get_omap_vals(
+                    op, list(found)[-1] if found else "", "", _PAGE_ROWS
+                )
+                self._ioctx.operate_read_op(op, name)
+                page = dict(rows)
+            if not page:
+                return found
+            found |= page
+
+    def _read(self, name: str) -> bytes:
+        """Return an object's bytes; empty if there is none."""
+        with suppress(NotFoundError), translated(f"read {name}"):
+            return bytes(self._ioctx.read(name, 1 << 20))
+        return b""
+
+    def _id(self, name: str) -> str:
+        """Return the id of a scratch image."""
+        found = self._headers.image_id(name)
+        if found is None:
+            raise DifferenceError(f"librbd does not find {name}")
+        return found
+
+    def _drop_dangling_links(self) -> None:
+        """Delete links of the scratch image to clones whose other half was never written."""
+        image_id = self._headers.image_id(SCRATCH)
+        if image_id is None or not self._headers.exists(image_id):
+            return
+        header = header_object(image_id)
+        for key, value in self._rows(header).items():
+            if not key.startswith("snap_children_"):
+                continue
+            snap = int(key.removeprefix("snap_children_"), 16)
+            for child_id in wire.children(value):
+                if not self._headers.exists(child_id):
+                    body = wire.child_link(self._pool_id, child_id, snap)
+                    self._waves.run([calling(header, "child_detach", body)])
+
+    def _delete(self, name: str) -> None:
+        """Delete a scratch image with its snapshots, if there is one."""
+        if self._headers.image_id(name) is None:
+            return
+        with (
+            suppress(NotFoundError),
+            translated(f"delete {name}"),
+            self._rbd.Image(self._ioctx, name) as image,
+        ):
+            for snapshot in list(image.list_snaps()):
+                image.remove_snap_by_id(snapshot["id"])
+        with suppress(NotFoundError), translated(f"delete {name}"):
+            self._rbd.RBD().remove(self._ioctx, name)
+        self._headers.delete_name(name)
+
+    def _step(self) -> None:
+        """Stop between two steps if the pool is being closed."""
+        if self._stop.is_set():
+            raise StoppedError
+
+
+def _read(image: Any) -> None:
+    if image.read(0, 6) != b"parent":
+        raise DifferenceError("librbd does not read the parent's bytes through a direct clone")

@@ -1,0 +1,117 @@
+"""The bytes of a clone: arguments of class methods, rows of a header, an object map.
+
+All numbers are little-endian. What is built here is compared, byte for byte, with what librbd
+writes on the cluster at hand before it is used (`proof.py`); docs/formats/direct-clone.md has the
+tables.
+
+Source: Ceph, src/cls/rbd/cls_rbd.cc, cls_rbd_types.cc (ParentImageSpec, ChildImageSpec) and
+src/common/bit_vector.hpp.
+"""
+
+import struct
+import time
+from functools import lru_cache
+from typing import Final
+
+from volcore.backends.rbd.header import OWNER_KEY
+from volcore.kernels.crc32c import crc32c
+
+OPERATIONS: Final = 256
+"""Feature bit: the header has a row `op_features`."""
+CLONE_PARENT: Final = 1
+"""Bit of `op_features` of an image that has clones of format 2."""
+CLONE_CHILD: Final = 2
+"""Bit of `op_features` of a clone of format 2."""
+MAP_BLOCK_BYTES: Final = 4096
+"""Part of an object map that has a checksum of its own."""
+
+_ALL_ONES: Final = 0xFFFFFFFF
+
+
+def string(text: str) -> bytes:
+    """Encode a string as Ceph does."""
+    raw = text.encode()
+    return struct.pack("<I", len(raw)) + raw
+
+
+def framed(version: int, compat: int, body: bytes) -> bytes:
+    """Put the head of a versioned struct before its body."""
+    return struct.pack("<BBI", version, compat, len(body)) + body
+
+
+def child_link(pool_id: int, image_id: str, snap: int) -> bytes:
+    """Return the argument of `child_attach` and `child_detach`: snapshot, then the clone."""
+    child = struct.pack("<q", pool_id) + string(image_id) + string("")
+    return struct.pack("<Q", snap) + framed(2, 1, child)
+
+
+def child_spec(pool_id: int, image_id: str) -> bytes:
+    """Return how a clone stands in the row `snap_children_...` of its parent."""
+    return child_link(pool_id, image_id, 0)[8:]
+
+
+def children(row: bytes) -> list[str]:
+    """Return the image ids in a row `snap_children_...`, those of this pool's format only."""
+    found = []
+    (count,) = struct.unpack_from("<I", row)
+    at = 4
+    for _ in range(count):
+        (length,) = struct.unpack_from("<I", row, at + 2)
+        (id_bytes,) = struct.unpack_from("<I", row, at + 14)
+        found.append(row[at + 18 : at + 18 + id_bytes].decode())
+        at += 6 + length
+    return found
+
+
+def children_key(snap: int) -> str:
+    """Return the key of the row with a snapshot's clones."""
+    return f"snap_children_{snap:016x}"
+
+
+def directory_entry(name: str, image_id: str) -> bytes:
+    """Return the argument of `dir_add_image` and `dir_remove_image`."""
+    return string(name) + string(image_id)
+
+
+def parent_row(pool_id: int, image_id: str, snap: int, overlap_bytes: int) -> bytes:
+    """Return the row `parent` of a clone's header."""
+    place = struct.pack("<q", pool_id) + string("") + string(image_id)
+    return framed(2, 2, place + struct.pack("<QBQ", snap, 1, overlap_bytes))
+
+
+def header_rows(
+    *, image_id: str, owner: str, size_bytes: int, order: int, features: int, parent: bytes
+) -> dict[str, bytes]:
+    """Return all rows of the header of a new clone of format 2."""
+    now_ns = time.time_ns()
+    now = struct.pack("<II", now_ns // 10**9, now_ns % 10**9)
+    return {
+        "access_timestamp": now,
+        "create_timestamp": now,
+        "features": struct.pack("<Q", features | OPERATIONS),
+        f"metadata_{OWNER_KEY}": owner.encode(),
+        "modify_timestamp": now,
+        "object_prefix": string(f"rbd_data.{image_id}"),
+        "op_features": struct.pack("<Q", CLONE_CHILD),
+        "order": struct.pack("<B", order),
+        "parent": parent,
+        "size": struct.pack("<Q", size_bytes),
+        "snap_seq": bytes(8),
+    }
+
+
+@lru_cache(maxsize=16)
+def empty_object_map(size_bytes: int, order: int) -> bytes:
+    """Return the object map of an image that holds nothing.
+
+    Two bits per object, all zero; the checksum of zeroes, seeded with zero, is zero.
+    """
+    object_count = -(-size_bytes >> order)
+    head = framed(1, 1, struct.pack("<Q", object_count))
+    head_crc = crc32c(head, _ALL_ONES) ^ _ALL_ONES
+    map_bytes = -(-object_count // 4)
+    block_count = -(-map_bytes // MAP_BLOCK_BYTES)
+    foot = struct.pack("<II", head_crc, block_count) + bytes(4 * block_count)
+    return b"".join(
+        (struct.pack("<I", len(head)), head, bytes(map_bytes), struct.pack("<I", len(foot)), foot)
+    )
