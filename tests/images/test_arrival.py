@@ -1,5 +1,6 @@
 """Arrival: uploads and files of the server."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -20,6 +21,24 @@ from volcore.images.hashing import digest_device
 from volcore.limits import CHUNK_SIZE_BYTES, MIB
 
 from .conftest import make_raw, padded, qemu_img, silent
+
+
+class Held:
+    """A handed file; `checks_left` says after how many looks it is taken back."""
+
+    def __init__(self, path, checks_left=1 << 30):
+        self.path = path
+        self.checks_left = checks_left
+
+    @contextlib.contextmanager
+    def opened(self):
+        with self.path.open("rb", buffering=0) as file:
+            yield file
+
+    def check(self):
+        self.checks_left -= 1
+        if self.checks_left < 0:
+            raise CancelledError("taken back", reason=Reason.CANCELLED)
 
 
 def cut(data: bytes, step: int):
@@ -144,7 +163,12 @@ def test_no_spool_directory(memory_blank, tmp_path):
 
 
 def test_both_or_none(memory_blank, tmp_path):
-    for source in ({}, {"server_path": "/x", "chunks": iter([b"x"])}):
+    for source in (
+        {},
+        {"server_path": "/x", "chunks": iter([b"x"])},
+        {"server_path": "/x", "handed": Held(tmp_path)},
+        {"handed": Held(tmp_path), "chunks": iter([b"x"])},
+    ):
         with pytest.raises(InvalidArgumentError) as caught:
             receive(memory_blank, tmp_path, **source)
         assert caught.value.reason is Reason.SOURCE_MISSING
@@ -179,3 +203,66 @@ def test_files_that_cannot_be_read(memory_blank, tmp_path):
     for name in ("pipe", "."):
         with pytest.raises(InvalidArgumentError, match="regular file"):
             receive(memory_blank, tmp_path, server_path=str(images / name))
+
+
+@pytest.mark.parametrize("format_name", ["raw", "qcow2", "vmdk", "vdi"])
+def test_handed_file(format_name, blank, tmp_path):
+    raw, path = tmp_path / "disk.raw", tmp_path / "disk"
+    wanted = make_raw(raw, 9 * MIB)
+    qemu_img("convert", "-f", "raw", "-O", format_name, raw, path)
+    path.chmod(0o600)
+    device, digest, name = receive(blank, tmp_path, handed=Held(path))
+    assert device.read(0, len(wanted)) == wanted
+    assert digest == digest_device(device, silent)
+    assert name == format_name
+
+
+@pytest.mark.parametrize("format_name", ["raw", "vmdk"])
+@pytest.mark.parametrize("checks_left", [0, 1])
+def test_handed_file_is_taken_back(format_name, checks_left, memory_blank, tmp_path):
+    raw, path = tmp_path / "disk.raw", tmp_path / "disk"
+    make_raw(raw, 40 * MIB, pieces=400)
+    qemu_img("convert", "-f", "raw", "-O", format_name, raw, path)
+    with pytest.raises(CancelledError):
+        receive(memory_blank, tmp_path, handed=Held(path, checks_left))
+
+
+def test_handed_file_changes_after_its_inspection(memory_blank, tmp_path):
+    """Goal: a tool opens only what was inspected. Method: swap the descriptor in between."""
+    path = tmp_path / "disk.vmdk"
+    make_raw(tmp_path / "disk.raw", 9 * MIB)
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", tmp_path / "disk.raw", path)
+    with arrival.receive(
+        arrival.Source(handed=Held(path)),
+        directories=[],
+        spool_directory=tmp_path / "spool",
+        progress=silent,
+    ) as incoming:
+        with path.open("r+b") as file:
+            file.write(b'# Disk DescriptorFile\ncreateType="monolithicFlat"\n')
+        device = memory_blank(incoming.size_bytes)
+        incoming.write_into(device, silent)
+    assert device.read(0, 9 * MIB) == (tmp_path / "disk.raw").read_bytes()
+
+
+@pytest.mark.parametrize("left_bytes", [0, CHUNK_SIZE_BYTES, 3 * CHUNK_SIZE_BYTES - 1])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_raw_file_shrinks(left_bytes, sparse, memory_blank, tmp_path):
+    """Goal: what is cut off is never read as zeroes. Method: cut between inspection and import."""
+    path = tmp_path / "images" / "disk.raw"
+    path.write_bytes(b"x" * CHUNK_SIZE_BYTES)
+    if sparse:
+        os.truncate(path, 3 * CHUNK_SIZE_BYTES)
+    else:
+        path.write_bytes(b"x" * 3 * CHUNK_SIZE_BYTES)
+    with arrival.receive(
+        arrival.Source(server_path=str(path)),
+        directories=[tmp_path / "images"],
+        spool_directory=None,
+        progress=silent,
+    ) as incoming:
+        os.truncate(path, left_bytes)
+        device = memory_blank(incoming.size_bytes)
+        with pytest.raises(InvalidArgumentError) as caught:
+            incoming.write_into(device, silent)
+    assert caught.value.reason is Reason.IMAGE_CORRUPT

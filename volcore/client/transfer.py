@@ -1,6 +1,8 @@
 """What the sync and the async client share for images that move: headers, frames, target files."""
 
+import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,16 @@ def import_header(
     )
 
 
+def with_handle(
+    header: image_service_pb2.ImportImageRequest, handle: str
+) -> image_service_pb2.ImportImageRequest:
+    """Return the first message of an import that reads a file which was handed over."""
+    other = image_service_pb2.ImportImageRequest()
+    other.CopyFrom(header)
+    other.header.handed_file = handle
+    return other
+
+
 class Upload:
     """A source of bytes: a path, a readable binary file, or an iterator of pieces.
 
@@ -53,6 +65,35 @@ class Upload:
         self.size_bytes = self._find_size_bytes()
         self.error: Exception | None = None
         """What went wrong while reading the source."""
+
+    @contextmanager
+    def whole_file(self) -> Iterator[BinaryIO | None]:
+        """Yield the source if it is a whole regular file or block device, else None.
+
+        A file object counts when it stands at its beginning and is the file itself: what unpacks
+        or wraps another file is not.
+
+        Raises:
+            OSError: the file cannot be opened any more.
+        """
+        if isinstance(self._source, str | Path):
+            with open(self._source, "rb", buffering=0) as file:
+                yield file if _is_whole(file) else None
+            return
+        raw: object = self._source
+        if isinstance(raw, io.BufferedReader | io.BufferedRandom):
+            raw.flush()  # what a BufferedRandom has not written yet
+            raw = raw.raw
+        if type(raw) is not io.FileIO or not _is_whole(raw):
+            yield None
+            return
+        readable = cast("BinaryIO", self._source)
+        yield readable if readable.tell() == 0 else None
+
+    def finish(self) -> None:
+        """Leave a file object at its end, as reading it does, when it was not read here."""
+        if (readable := self._file()) is not None and readable.seekable():
+            readable.seek(0, os.SEEK_END)
 
     def frames(self) -> Iterator[bytes]:
         """Yield the bytes in order, in frames of at most FRAME_BYTES_MAX."""
@@ -96,6 +137,12 @@ class Upload:
 
     def _file(self) -> BinaryIO | None:
         return cast("BinaryIO", self._source) if hasattr(self._source, "read") else None
+
+
+def _is_whole(file: BinaryIO | io.FileIO) -> bool:
+    """Say whether the descriptor alone gives every byte to whoever has it."""
+    mode = os.fstat(file.fileno()).st_mode
+    return file.readable() and (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
 
 
 def _read_frames(file: BinaryIO) -> Iterator[bytes]:

@@ -32,10 +32,16 @@ def convert_into(
         CancelledError: raised by `progress`; no thread and no process of this call is left.
     """
     assert device.size_bytes == facts.virtual_size_bytes, "the device was made for this image"
-    if facts.format_name == "raw":
-        return chunks.store(RawSource(file, facts.file_size_bytes), device, progress)
-    if facts.format_name == "qcow2" and read_header(file).zlib:
-        return chunks.store(Qcow2Source(file, facts.file_size_bytes), device, progress)
+    if not needs_tool(file, facts):
+        reader = RawSource if facts.format_name == "raw" else Qcow2Source
+        return chunks.store(reader(file, facts.file_size_bytes), device, progress)
     half = device.size_bytes // 2
     qemu.convert(file, facts.format_name, device, lambda done, total: progress(done // 2, total))
     return hashing.digest_device(device, lambda done, total: progress(half + done // 2, total))
+
+
+def needs_tool(file: BinaryIO, facts: ImageFacts) -> bool:
+    """Say whether `qemu-img` must read this file, because this room does not."""
+    if facts.format_name == "qcow2":
+        return not read_header(file).zlib
+    return facts.format_name != "raw"

@@ -1,8 +1,10 @@
 """Positioned reads of an image file that may shrink under us."""
 
 import os
+import stat
 from typing import BinaryIO, Final
 
+from volcore.errors import BackendIOError, Reason
 from volcore.images import refusals
 
 _OFFSET_BYTES_MAX: Final = 1 << 62
@@ -10,8 +12,11 @@ _OFFSET_BYTES_MAX: Final = 1 << 62
 
 
 def size_of(file: BinaryIO) -> int:
-    """Return the present size of the file in bytes."""
-    return os.fstat(file.fileno()).st_size
+    """Return the present size in bytes of a regular file (position stays) or a block device."""
+    found = os.fstat(file.fileno())
+    if stat.S_ISBLK(found.st_mode):
+        return os.lseek(file.fileno(), 0, os.SEEK_END)
+    return found.st_size
 
 
 def read_at(file: BinaryIO, offset_bytes: int, length_bytes: int) -> bytes:
@@ -23,7 +28,10 @@ def read_at(file: BinaryIO, offset_bytes: int, length_bytes: int) -> bytes:
     if not 0 <= offset_bytes <= _OFFSET_BYTES_MAX:
         return b""
     while length_bytes > 0:
-        piece = os.pread(file.fileno(), length_bytes, offset_bytes)
+        try:
+            piece = os.pread(file.fileno(), length_bytes, offset_bytes)
+        except OSError as err:
+            raise unreadable(err) from err
         if not piece:
             break
         pieces.append(piece)
@@ -56,7 +64,18 @@ def fill_exactly(
     """
     done = 0
     while done < len(buffer):
-        count = os.preadv(file.fileno(), [buffer[done:]], offset_bytes + done)
+        try:
+            count = os.preadv(file.fileno(), [buffer[done:]], offset_bytes + done)
+        except OSError as err:
+            raise unreadable(err) from err
         if count == 0:
             raise refusals.truncated(format_name)
         done += count
+
+
+def unreadable(err: OSError) -> BackendIOError:
+    """Return the error for a file whose own storage fails."""
+    return BackendIOError(
+        f"the image file cannot be read ({err.strerror}); look at the storage that it is on",
+        reason=Reason.BACKEND_IO,
+    )

@@ -63,9 +63,10 @@ class Qcow2Source:
             first = max(last + 1, number * span // CHUNK_SIZE_BYTES)
             last = max(last, (end_bytes - 1) // CHUNK_SIZE_BYTES)
             for index in range(first, last + 1):
-                yield index, functools.partial(self._fill, index)
+                yield index, functools.partial(self.fill, index)
 
-    def _fill(self, index: int, buffer: memoryview) -> bool:
+    def fill(self, index: int, buffer: memoryview) -> bool:
+        """Fill `buffer` with chunk `index`; see `volcore.images.chunks.Fill`."""
         runs, compressed = self._map(index)
         if not runs and not compressed:
             return False

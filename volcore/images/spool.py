@@ -17,6 +17,7 @@ from volcore.images.chunks import Fill
 from volcore.images.inspect import HEAD_BYTES
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, GIB, MIB
 
+Piece = bytes | memoryview
 RESERVE_BYTES: Final = 1 * GIB
 """Free space that an upload leaves to others: a full root file system stops more than imports."""
 _CHECK_EVERY_BYTES: Final = 64 * MIB
@@ -24,12 +25,12 @@ _MODE: Final = 0o644
 """Nobody, the converter's user, may read it; there is no name by which anybody else could."""
 
 
-def peek(pieces: Iterator[bytes], length_bytes: int = HEAD_BYTES) -> tuple[bytes, Iterator[bytes]]:
+def peek(pieces: Iterator[Piece], length_bytes: int = HEAD_BYTES) -> tuple[bytes, Iterator[Piece]]:
     """Return the first bytes, and an iterator that yields all of them from the beginning.
 
     Fewer than `length_bytes` come only from a stream that ends there.
     """
-    taken: list[bytes] = []
+    taken: list[Piece] = []
     got_bytes = 0
     for piece in pieces:
         taken.append(piece)
@@ -41,7 +42,7 @@ def peek(pieces: Iterator[bytes], length_bytes: int = HEAD_BYTES) -> tuple[bytes
 
 @contextmanager
 def receive(
-    pieces: Iterator[bytes],
+    pieces: Iterator[Piece],
     *,
     directory: Path | None,
     upload_size_bytes: int,
@@ -84,7 +85,7 @@ def receive(
 
 
 def import_raw_stream(
-    pieces: Iterator[bytes],
+    pieces: Iterator[Piece],
     device: BlockDevice,
     *,
     upload_size_bytes: int,
@@ -105,7 +106,7 @@ def import_raw_stream(
 class _StreamSource:
     """The chunks of a stream; see `volcore.images.chunks.ChunkSource`."""
 
-    def __init__(self, pieces: Iterator[bytes], upload_size_bytes: int) -> None:
+    def __init__(self, pieces: Iterator[Piece], upload_size_bytes: int) -> None:
         self._pieces = pieces
         self._upload_size_bytes = upload_size_bytes
         self.size_bytes = -(-upload_size_bytes // BLOCK_SIZE_BYTES) * BLOCK_SIZE_BYTES
@@ -159,7 +160,7 @@ def _open_nameless(place: Path) -> BinaryIO:
     return file
 
 
-def _write(descriptor: int, piece: bytes) -> None:
+def _write(descriptor: int, piece: Piece) -> None:
     view = memoryview(piece)
     try:
         while view:
