@@ -1,7 +1,8 @@
 # Every target sets up what it needs; `make help` lists them.
-# demo: BACKEND=local|rbd, IMAGE=path of a disk image. test: TESTS="words for pytest". bench: BENCH="words".
+# demo: BACKEND=local|rbd, IMAGE=path of a disk image. test: TESTS="words for pytest". bench, bench-local:
+# BENCH="words". asan: ASAN="words for scripts/asan". soak: SOAK="words for scripts/soak".
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types protos build bench docs clean
+.PHONY: help demo test lint types protos asan build bench bench-local soak docs clean
 MAKEFLAGS += --no-print-directory
 unexport PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE := 1
@@ -10,12 +11,14 @@ BACKEND ?= local
 IMAGE ?=
 TESTS ?=
 BENCH ?=
+ASAN ?= fuzz --seconds 300
+SOAK ?=
 PYTHON := .venv/bin/python
 DEMO_SETUP := $(if $(filter rbd,$(BACKEND)),demo-rbd,demo)
 $(if $(filter local rbd,$(BACKEND)),,$(error BACKEND is local or rbd, not '$(BACKEND)'))
 
 help: ## show this list
-	@sed -n "s,^\([a-z]*\): *\#\# ,\1\t,p" Makefile | awk -F"\t" "{printf \"  make %-8s %s\\n\", \$$1, \$$2}"
+	@sed -n "s,^\([a-z-]*\): *\#\# ,\1\t,p" Makefile | awk -F"\t" "{printf \"  make %-11s %s\\n\", \$$1, \$$2}"
 
 demo: ## golden image to booted VM, for real (BACKEND=local|rbd IMAGE=path)
 	@scripts/setup $(DEMO_SETUP)
@@ -40,6 +43,10 @@ protos: ## regenerate volcore/v1 from proto/
 	@scripts/setup dev
 	@scripts/protos
 
+asan: ## NBD fuzzer for 5 minutes under AddressSanitizer (ASAN="fuzz --seconds 60")
+	@scripts/setup dev
+	@scripts/asan $(ASAN)
+
 build: ## sdist, and the wheel built from it, in dist/
 	@scripts/setup dev
 	@scripts/build
@@ -47,6 +54,14 @@ build: ## sdist, and the wheel built from it, in dist/
 bench: ## benchmarks (BENCH="words")
 	@scripts/setup test
 	@$(PYTHON) -m benchmarks $(BENCH)
+
+bench-local: ## the embedded backend against its bars and rivals, ten minutes (BENCH="clone fio")
+	@scripts/setup bench
+	@$(PYTHON) -m benchmarks.local $(BENCH)
+
+soak: ## long crash tests: power cuts, corruptions, load under kill -9 (SOAK="--seconds 60 load")
+	@scripts/setup test
+	@scripts/soak $(SOAK)
 
 docs: ## regenerate the pages that come from code
 	@scripts/setup dev

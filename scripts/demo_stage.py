@@ -172,7 +172,7 @@ class LocalStage:
     def leftovers(self) -> list[str]:
         """Return what is still there of volumes that were deleted."""
         files = [path for path in self.store.rglob("*") if path.is_file()]
-        own = {"lock", "volcore.db", "volcore.db-wal", "volcore.db-shm"}
+        own = {"lock", "volcore.db", "volcore.db-wal", "volcore.db-shm", "witness"}
         return [str(path.relative_to(self.store)) for path in files if path.name not in own]
 
 

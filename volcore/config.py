@@ -6,7 +6,6 @@ Nothing else reads the environment. Every mistake is found in one go and listed 
 import difflib
 import os
 import re
-import ssl
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 from volcore import limits
 from volcore.config_reference import BACKEND, BACKENDS, TABLES, Key, Listen, Refused
+from volcore.credentials import Credentials, PskFile, TlsFiles, problems
 from volcore.errors import InvalidArgumentError, Reason
 from volcore.model.names import check_name
 
@@ -25,20 +25,11 @@ _Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """PEM files of the server; `client_ca` asks every TCP client for a certificate."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """[server]."""
 
     listen: tuple[Listen, ...]
-    tls: Tls | None = None
+    tls: TlsFiles | None = None
     call_threads: int = limits.CALL_THREADS_DEFAULT
     shutdown_grace_s: float = limits.SHUTDOWN_GRACE_S_DEFAULT
     image_directories: tuple[Path, ...] = ()
@@ -55,9 +46,22 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NbdConfig:
-    """[nbd]."""
+    """[nbd]; `tls_attached_only` serves a volume only to the hosts that it is attached to."""
 
     listen: tuple[Listen, ...]
+    advertise_host: str = ""
+    tls: Credentials | None = None
+    tls_attached_only: bool = False
+    tls_on_unix: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrubConfig:
+    """[scrub]."""
+
+    interval_h: float = limits.SCRUB_INTERVAL_H_DEFAULT
+    max_rate_bytes: int = limits.SCRUB_RATE_BYTES_DEFAULT
+    heal: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,7 @@ class LocalPool:
 
     name: str
     directory: Path
+    merge_rate_bytes: int = 128 * limits.MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,7 @@ class RbdPool:
     user: str = "admin"
     secret_uuid: str = ""
     connect_timeout_s: float = 10.0
+    direct_clone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +108,7 @@ class Config:
     server: ServerConfig
     log: LogConfig
     nbd: NbdConfig
+    scrub: ScrubConfig
     pools: tuple[PoolConfig, ...]
     source: Path | None
     notify_socket: str = ""
@@ -169,17 +176,23 @@ def load_config(
         for name, keys in TABLES.items()
     }
     pools = _check_pools(findings, raw.get("pools", {}), environ)
-    tls = _check_tls(findings, values["server"])
-    _check_exposed(findings, values["server"], tls)
+    server, nbd = values["server"], values["nbd"]
+    tls = _take_tls(findings, "server", server)
+    _check_exposed(findings, "server", server, safe=tls is not None)
+    if server.get("listen") == ():
+        findings.add(("server", "listen"), "is empty; name at least one address")
+    nbd_tls = _take_nbd_tls(findings, nbd)
+    _check_exposed(findings, "nbd", nbd, safe=nbd_tls is not None)
+    _check_advertised(findings, nbd)
     findings.fail()
     runtime = runtime_directory(environ)
-    server = {k: v for k, v in values["server"].items() if not k.startswith("tls_")}
     server.setdefault("listen", (Listen(path=runtime / "volcore.sock"),))
-    values["nbd"].setdefault("listen", (Listen(path=runtime / "nbd.sock"),))
+    nbd.setdefault("listen", (Listen(path=runtime / "nbd.sock"),))
     return Config(
         server=ServerConfig(tls=tls, **server),
         log=LogConfig(**values["log"]),
-        nbd=NbdConfig(**values["nbd"]),
+        nbd=NbdConfig(tls=nbd_tls, **nbd),
+        scrub=ScrubConfig(**values["scrub"]),
         pools=pools,
         source=source,
         notify_socket=environ.get("NOTIFY_SOCKET", ""),
@@ -348,39 +361,74 @@ def _check_pool(findings: _Findings, name: str, raw: Any) -> PoolConfig | None:
     return _POOL_CLASSES[backend](name=name, **values)
 
 
-def _check_tls(findings: _Findings, server: Mapping[str, Any]) -> Tls | None:
-    certificate, key = server.get("tls_certificate"), server.get("tls_key")
-    if certificate is None or key is None:
-        for given in ("tls_certificate", "tls_key", "tls_client_ca"):
-            if given in server:
-                findings.add(("server", given), "needs tls_certificate and tls_key, both of them")
-                break
+def _take_tls(findings: _Findings, table: str, values: dict[str, Any]) -> TlsFiles | None:
+    """Take the keys of a server's certificate out of `values`, checked."""
+    names = ("tls_certificate", "tls_key", "tls_client_ca")
+    given = {name: values.pop(name) for name in names if name in values}
+    if not given:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key, password=lambda: b"")
-    except (ssl.SSLError, OSError, ValueError):
-        findings.add(("server", "tls_key"), f"does not fit to the certificate in {certificate}")
-    client_ca = server.get("tls_client_ca")
-    if client_ca is not None:
-        try:
-            context.load_verify_locations(client_ca)
-        except (ssl.SSLError, OSError):
-            findings.add(("server", "tls_client_ca"), f"names {client_ca}, which is no PEM file")
-    return Tls(certificate=certificate, key=key, client_ca=client_ca)
+    if "tls_certificate" not in given or "tls_key" not in given:
+        findings.add((table, next(iter(given))), "needs tls_certificate and tls_key, both of them")
+        return None
+    tls = TlsFiles(**{name.removeprefix("tls_"): path for name, path in given.items()})
+    _check_files(findings, table, tls)
+    return tls
 
 
-def _check_exposed(findings: _Findings, server: Mapping[str, Any], tls: Tls | None) -> None:
+def _take_nbd_tls(findings: _Findings, nbd: dict[str, Any]) -> Credentials | None:
+    """Take the keys of TLS out of [nbd], checked; adds `tls_attached_only`."""
+    psk = nbd.pop("tls_psk_file", None)
+    certified = any(name in nbd for name in ("tls_certificate", "tls_key", "tls_client_ca"))
+    tls = _take_tls(findings, "nbd", nbd)
+    asked = nbd.pop("tls_clients", None)
+    if psk is not None:
+        if certified or asked is not None:
+            findings.add(("nbd", "tls_psk_file"), "goes without certificates and tls_clients")
+        keys = PskFile(psk)
+        _check_files(findings, "nbd", keys)
+        return keys
+    if tls is None:
+        for name, on in (("tls_clients", asked), ("tls_on_unix", nbd.get("tls_on_unix"))):
+            if on and not certified:
+                findings.add(("nbd", name), "needs tls_certificate and tls_key")
+        return None
+    if asked == "any" and tls.client_ca is not None:
+        findings.add(("nbd", "tls_clients"), "serves any client, so tls_client_ca has no use")
+    if asked != "any" and tls.client_ca is None:
+        findings.add(
+            ("nbd", "tls_certificate"),
+            'needs tls_client_ca as well, or tls_clients = "any" to serve whoever can connect',
+        )
+    nbd["tls_attached_only"] = asked == "attached"
+    return tls
+
+
+def _check_files(findings: _Findings, table: str, credentials: Credentials) -> None:
+    for field_name, problem in problems(credentials):
+        findings.add((table, f"tls_{field_name}"), problem)
+
+
+def _check_exposed(
+    findings: _Findings, table: str, values: Mapping[str, Any], *, safe: bool
+) -> None:
     """Refuse to talk in the clear to other machines."""
-    for one in server.get("listen", ()):
-        if tls is None and not one.loopback:
+    for one in values.get("listen", ()):
+        if not safe and not one.loopback:
             findings.add(
-                ("server", "listen"),
+                (table, "listen"),
                 f"has {one}, which other machines can reach: set tls_certificate and tls_key, or "
                 "use a loopback address",
             )
-    if server.get("listen") == ():
-        findings.add(("server", "listen"), "is empty; name at least one address")
+
+
+def _check_advertised(findings: _Findings, nbd: Mapping[str, Any]) -> None:
+    """Refuse to tell clients an address that leads nowhere."""
+    first = next(iter(nbd.get("listen", ())), None)
+    if first is not None and first.wildcard and "advertise_host" not in nbd:
+        findings.add(
+            ("nbd", "listen"),
+            f"begins with {first}, which no client can connect to: set advertise_host",
+        )
 
 
 def _suggest(name: str, known: Any) -> str:

@@ -6,6 +6,7 @@ check takes the value found and returns the value meant, or raises `Refused` wit
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ Check = Callable[[Any], Any]
 UNIX_PREFIX: Final = "unix://"
 UNIX_PATH_BYTES_MAX: Final = 107
 """`sun_path` of Linux has 108 bytes, one of them the final zero."""
+_HOST: Final = re.compile(r"[0-9A-Za-z:]([0-9A-Za-z.:-]{0,252}[0-9A-Za-z:])?")
 
 
 class Refused(Exception):  # noqa: N818 - what is wrong with a value, never leaves `config`
@@ -35,6 +37,11 @@ class Listen:
         if self.path is not None:
             return f"{UNIX_PREFIX}{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it stands for all addresses of this machine, so that nobody can connect to it."""
+        return self.path is None and ipaddress.ip_address(self.host).is_unspecified
 
     @property
     def loopback(self) -> bool:
@@ -80,6 +87,13 @@ def number(low: float, high: float, *, whole: bool) -> Check:
         return value
 
     return check
+
+
+def switch(value: Any) -> bool:
+    """Return whether something is on; a check."""
+    if not isinstance(value, bool):
+        raise Refused(f"must be true or false, not {_shown(value)}")
+    return value
 
 
 def path(*, readable: bool = False) -> Check:
@@ -134,11 +148,18 @@ def listen(value: Any) -> Listen:
     return Listen(host=str(address), port=int(port))
 
 
-def listen_loopback(value: Any) -> Listen:
-    """Return where to listen, refusing what others can reach; a check."""
-    found = listen(value)
-    if not found.loopback:
-        raise Refused(f"has {_shown(value)}; NBD has no TLS, so only unix sockets and loopback go")
+def yes_or_no(value: Any) -> bool:
+    """Return a boolean; a check."""
+    if not isinstance(value, bool):
+        raise Refused(f"must be true or false, not {_shown(value)}")
+    return value
+
+
+def host(value: Any) -> str:
+    """Return the name or address of a host; a check."""
+    found: str = text(empty=False)(value)
+    if not _HOST.fullmatch(found):
+        raise Refused(f"must be the name or address of a host, not {_shown(value)}")
     return found
 
 
@@ -153,12 +174,18 @@ SERVER: Final[Mapping[str, Key]] = {
         several(listen),
         "`unix:///run/volcore/volcore.sock`",
         "Where clients reach the API: `unix:///PATH` or `ADDRESS:PORT` (port 0: any). A unix "
-        "socket has mode 0600. An address other than loopback needs TLS.",
+        "socket has mode 0600, and beside it is a second one, `PATH.files`, for files that are "
+        "handed over instead of uploaded. An address other than loopback needs TLS.",
     ),
     "tls_certificate": Key(
         "path", path(readable=True), "none", "PEM file with the server's certificate chain."
     ),
-    "tls_key": Key("path", path(readable=True), "none", "PEM file with its private key."),
+    "tls_key": Key(
+        "path",
+        path(readable=True),
+        "none",
+        "PEM file with its private key, which others may not read.",
+    ),
     "tls_client_ca": Key(
         "path",
         path(readable=True),
@@ -208,15 +235,85 @@ LOG: Final[Mapping[str, Key]] = {
 NBD: Final[Mapping[str, Key]] = {
     "listen": Key(
         "list of strings",
-        several(listen_loopback),
+        several(listen),
         "`unix:///run/volcore/nbd.sock`",
         "Where hosts reach attached volumes of pools without a protocol of their own: "
-        "`unix:///PATH` (its directory must have mode 0700) or a loopback `ADDRESS:PORT`. The "
-        "first one is what attachments tell. An empty list: no NBD.",
+        "`unix:///PATH` (its directory must have mode 0700) or `ADDRESS:PORT`. The first one is "
+        "what attachments tell. An address other than loopback needs TLS. An empty list: no NBD.",
+    ),
+    "advertise_host": Key(
+        "string",
+        host,
+        "the address in `listen`",
+        "Name or address of this host that attachments tell in place of the address in `listen`; "
+        "with TLS, a name in the server's certificate. Needed where `listen` begins with `0.0.0.0` "
+        "or `[::]`.",
+    ),
+    "tls_certificate": Key(
+        "path",
+        path(readable=True),
+        "none",
+        "PEM file with the server's certificate chain. With it every TCP connection must use TLS. "
+        "The files are read again for each new connection.",
+    ),
+    "tls_key": Key(
+        "path",
+        path(readable=True),
+        "none",
+        "PEM file with its private key, which others may not read.",
+    ),
+    "tls_client_ca": Key(
+        "path", path(readable=True), "none", "PEM file with the authority of client certificates."
+    ),
+    "tls_clients": Key(
+        "string",
+        text(choices=("certificate", "attached", "any")),
+        "`certificate`",
+        "Who is served over TLS: `certificate`, who has a certificate of `tls_client_ca`; "
+        "`attached`, of those only the hosts that a volume is attached to, each by the name in its "
+        "certificate (common name or DNS name); `any`, everybody who can connect.",
+    ),
+    "tls_psk_file": Key(
+        "path",
+        path(readable=True),
+        "none",
+        "Instead of certificates: file with pre-shared keys, `NAME:HEX` a line, which others may "
+        "not read. Needs Python 3.13.",
+    ),
+    "tls_on_unix": Key(
+        "boolean", yes_or_no, "`false`", "Whether connections to unix sockets must use TLS too."
+    ),
+}
+SCRUB: Final[Mapping[str, Key]] = {
+    "interval_h": Key(
+        "number",
+        number(0, 24 * 366, whole=False),
+        f"{limits.SCRUB_INTERVAL_H_DEFAULT}",
+        "Hours from the end of one scrub of a pool to the start of the next; 0: never.",
+    ),
+    "max_rate_bytes": Key(
+        "integer",
+        number(0, 1 << 40, whole=True),
+        f"{limits.SCRUB_RATE_BYTES_DEFAULT}",
+        "Most bytes that a scrub reads from a pool in a second; 0: as fast as it goes.",
+    ),
+    "heal": Key(
+        "boolean",
+        switch,
+        "`true`",
+        "Rewrite bad blocks whose right content is found elsewhere and proven by its checksum. "
+        "`false`: only report.",
     ),
 }
 LOCAL_POOL: Final[Mapping[str, Key]] = {
     "directory": Key("path", path(), "required", "Directory of the pool; made if it is missing."),
+    "merge_rate_bytes": Key(
+        "integer",
+        number(limits.MIB, limits.TIB, whole=True),
+        "134217728",
+        "Most bytes a second that are written to merge layers which deletes left behind, 1 MiB to "
+        "1 TiB.",
+    ),
 }
 RBD_POOL: Final[Mapping[str, Key]] = {
     "pool": Key("string", text(empty=False), "required", "Name of the Ceph pool."),
@@ -231,6 +328,14 @@ RBD_POOL: Final[Mapping[str, Key]] = {
         "10",
         "Seconds to wait for the cluster at start, 0.1 to 300.",
     ),
+    "direct_clone": Key(
+        "boolean",
+        switch,
+        "`false`",
+        "`true`: make clones in two round trips, once a comparison with librbd has shown that it "
+        "makes the same on this cluster; `volcore pool get` tells. `false`: always through librbd. "
+        "Off until a leak is understood: data objects stay behind now and then after deletes.",
+    ),
 }
 MEMORY_POOL: Final[Mapping[str, Key]] = {}
 BACKENDS: Final[Mapping[str, Mapping[str, Key]]] = {
@@ -241,7 +346,12 @@ BACKENDS: Final[Mapping[str, Mapping[str, Key]]] = {
 BACKEND: Final = Key(
     "string", text(choices=tuple(BACKENDS)), "required", "`local`, `rbd` or `memory`."
 )
-TABLES: Final[Mapping[str, Mapping[str, Key]]] = {"server": SERVER, "log": LOG, "nbd": NBD}
+TABLES: Final[Mapping[str, Mapping[str, Key]]] = {
+    "server": SERVER,
+    "log": LOG,
+    "nbd": NBD,
+    "scrub": SCRUB,
+}
 
 _HEAD: Final = """# Configuration
 

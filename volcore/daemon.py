@@ -7,22 +7,25 @@ recovery, then calls are let in. A stop goes the other way round.
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 import structlog
 
-from volcore.api.server import ApiServer, ServerTls
+from volcore.api.server import ApiServer
 from volcore.backends.contract import BlockDevice, VolumeBackend
 from volcore.catalog.contract import Catalog
 from volcore.config import Config, LocalPool, PoolConfig, RbdPool
 from volcore.config_reference import Listen
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.images import ImageSettings
+from volcore.engine.schedule import ScrubSettings
 from volcore.engine.views import NbdConnection
 from volcore.errors import (
     ConflictError,
@@ -31,13 +34,17 @@ from volcore.errors import (
     VolcoreError,
 )
 from volcore.kernels.selftest import run_self_test
-from volcore.nbd import ExportTable, NbdServer, TcpAddress, UnixAddress, uri
+from volcore.nbd import ExportTable, NbdServer, TcpAddress, TlsPolicy, UnixAddress, uri
 from volcore.observability.logs import set_up_logs
 
 WITHDRAW_S: Final = 10.0
 """How long detaching waits for requests of NBD clients."""
+HAND_OVER_S: Final = 10.0
+"""How long a hand-over waits for the source's writes to end; the guest stands still meanwhile."""
 LAST_WAIT_S: Final = 5.0
 """How long threads that are still in the storage after the grace may take to come back."""
+DESCRIPTORS_MAX: Final = 65_536
+"""Descriptors that are asked for, where the system allows more."""
 _log = structlog.get_logger("volcore.daemon")
 
 
@@ -57,7 +64,16 @@ def serve(config: Config) -> int:
         )
     set_up_logs(level=config.log.level, format=config.log.format)
     run_self_test()
+    _raise_descriptor_limit()
     return asyncio.run(_run(config))
+
+
+def _raise_descriptor_limit() -> None:
+    """Take the descriptors that the system allows: clients and layer files need one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(config: Config) -> int:
@@ -67,6 +83,11 @@ async def _run(config: Config) -> int:
         images=ImageSettings(
             directories=config.server.image_directories,
             spool_directory=config.server.spool_directory,
+        ),
+        scrub=ScrubSettings(
+            interval_s=config.scrub.interval_h * 3600,
+            bytes_per_s_max=config.scrub.max_rate_bytes,
+            heal=config.scrub.heal,
         ),
     )
     engine = Engine(settings)
@@ -78,6 +99,7 @@ async def _run(config: Config) -> int:
         await api.start()
         await asyncio.to_thread(storage.open)
         await api.open()
+        engine.schedule.start()
         _log.info("ready", addresses=addresses, nbd=storage.nbd_addresses, pid=os.getpid())
         _notify(config, "READY=1")
         await stop.wait()
@@ -108,7 +130,7 @@ class Storage:
     @property
     def nbd_addresses(self) -> list[str]:
         """Where NBD clients are served."""
-        return [] if self._nbd is None else [uri(one, "") for one in self._nbd.addresses]
+        return [] if self._nbd is None else self._nbd.uris("")
 
     def open(self) -> None:
         """Open everything; blocks for as long as recovery takes.
@@ -144,12 +166,18 @@ class Storage:
         if not addresses or all(isinstance(pool, RbdPool) for pool in self._config.pools):
             return None
         exports = ExportTable()
-        self._nbd = NbdServer(*addresses, exports=exports)
+        nbd = self._config.nbd
+        tls = None
+        if nbd.tls is not None:
+            tls = TlsPolicy(
+                credentials=nbd.tls, on_unix=nbd.tls_on_unix, attached_only=nbd.tls_attached_only
+            )
+        self._nbd = NbdServer(*addresses, exports=exports, tls=tls)
         self._nbd.start()
         grace_s = self._config.server.shutdown_grace_s
         stop = self._nbd.stop
         self._later("nbd", lambda: stop(grace_s))
-        return NbdExporter(exports, self._nbd)
+        return NbdExporter(exports, self._nbd, advertise_host=nbd.advertise_host)
 
     def _open_pool(self, pool: PoolConfig) -> tuple[VolumeBackend, Catalog]:
         backend, catalog = self._rbd_pool(pool) if isinstance(pool, RbdPool) else _own_pool(pool)
@@ -169,7 +197,9 @@ class Storage:
             connect_timeout_s=pool.connect_timeout_s,
         )
         cluster = Cluster.shared(options)
-        backend = RbdBackend(cluster, pool.pool, secret_uuid=pool.secret_uuid)
+        backend = RbdBackend(
+            cluster, pool.pool, secret_uuid=pool.secret_uuid, direct=pool.direct_clone
+        )
         backend.open()
         try:
             return backend, OmapCatalog(OmapObject.opened(cluster, pool.pool, OBJECT_NAME))
@@ -193,34 +223,67 @@ class Storage:
 class NbdExporter:
     """Makes volumes reachable over NBD for `volcore.engine`; any thread."""
 
-    def __init__(self, exports: ExportTable, server: NbdServer) -> None:
+    def __init__(
+        self, exports: ExportTable, server: NbdServer, *, advertise_host: str = ""
+    ) -> None:
         self._exports = exports
         self._server = server
+        self._advertise_host = advertise_host
         self._lock = threading.Lock()
         self._read_only: dict[str, bool] = {}
 
     def publish(
-        self, name: str, opener: Callable[[bool], BlockDevice], *, read_only: bool
-    ) -> NbdConnection:
+        self,
+        name: str,
+        opener: Callable[[bool], BlockDevice],
+        *,
+        read_only: bool,
+        hosts: Callable[[], Collection[str]],
+        writable: bool,
+    ) -> None:
         """Offer `name`; a repeat changes nothing, another mode replaces the export."""
         with self._lock:
             if self._read_only.get(name, read_only) is not read_only:
                 self._withdraw(name)
             if name not in self._read_only:
+                offer = partial(
+                    self._exports.publish,
+                    name,
+                    opener,
+                    read_only=read_only,
+                    clients=hosts,
+                    writable=writable,
+                )
                 try:
-                    self._exports.publish(name, opener, read_only=read_only)
+                    offer()
                 except ConflictError:  # an earlier withdrawal is not over yet
                     self._withdraw(name)
-                    self._exports.publish(name, opener, read_only=read_only)
+                    offer()
                 self._read_only[name] = read_only
+
+    def connection(self, name: str) -> NbdConnection:
+        """Return how clients reach an export: at the first address, by the advertised name."""
         address = self._server.addresses[0]
+        tls = self._server.needs_tls(address)
         if isinstance(address, UnixAddress):
             return NbdConnection(
-                uri=uri(address, name), export_name=name, socket_path=str(address.path)
+                uri=uri(address, name, tls=tls),
+                export_name=name,
+                socket_path=str(address.path),
+                tls_hostname=(self._advertise_host or "localhost") if tls else "",
             )
+        address = TcpAddress(self._advertise_host or address.host, address.port)
         return NbdConnection(
-            uri=uri(address, name), export_name=name, host=address.host, port=address.port
+            uri=uri(address, name, tls=tls),
+            export_name=name,
+            host=address.host,
+            port=address.port,
+            tls_hostname=address.host if tls else "",
         )
+
+    def set_writable(self, name: str, writable: bool) -> None:
+        """See `Exporter.set_writable`."""
+        self._exports.set_writable(name, writable=writable, timeout_s=HAND_OVER_S)
 
     def withdraw(self, name: str) -> None:
         """Stop offering `name`; what its clients wrote is durable at return.
@@ -245,7 +308,7 @@ def _own_pool(pool: PoolConfig) -> tuple[VolumeBackend, Catalog]:
 
         store = LocalStore.open(pool.directory)
         try:
-            backend = LocalBackend(store)
+            backend = LocalBackend(store, merge_bytes_per_s=pool.merge_rate_bytes)
             backend.open()
             return backend, SqliteCatalog(store.database)
         except BaseException:
@@ -260,10 +323,7 @@ def _own_pool(pool: PoolConfig) -> tuple[VolumeBackend, Catalog]:
 
 
 def _listen(api: ApiServer, config: Config) -> list[str]:
-    given = config.server.tls
-    tls = None
-    if given is not None:
-        tls = ServerTls(certificate=given.certificate, key=given.key, client_ca=given.client_ca)
+    tls = config.server.tls
     return [
         api.listen_tcp(one.host, one.port, tls) if one.path is None else api.listen_unix(one.path)
         for one in config.server.listen

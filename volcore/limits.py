@@ -36,6 +36,8 @@ IMAGE_VIRTUAL_SIZE_BYTES_MAX: Final = 16 * TIB
 
 # Calls.
 DEPLOY_VOLUMES_MAX: Final = 1000
+GROUP_VOLUMES_MAX: Final = 64
+"""Volumes frozen at one instant: their writers wait for one another."""
 MESSAGE_BYTES_MAX: Final = 4 * MIB
 """Largest gRPC message either side accepts; bulk bytes move in frames below it."""
 FRAME_BYTES_MAX: Final = 1 * MIB
@@ -59,19 +61,28 @@ SNAPSHOTS_PER_VOLUME_MAX: Final = 400
 # NBD.
 NBD_REQUEST_BYTES_MAX: Final = 32 * MIB
 """The protocol's own recommendation for the largest payload."""
-NBD_CONNECTIONS_MAX: Final = 256
+NBD_CONNECTIONS_MAX: Final = 4096
 NBD_IN_FLIGHT_MAX: Final = 64
 NBD_IN_FLIGHT_BYTES_MAX: Final = 64 * MIB
 """Per connection: back-pressure instead of unbounded memory."""
 
 # Import.
+HANDED_FILES_MAX: Final = 64
+"""Files that clients have handed over, at a time; each is a descriptor and a thread that waits."""
+HANDED_FILE_UNUSED_S_MAX: Final = 60
+"""How long a handed file waits for its import to begin."""
 CONVERT_MEMORY_BYTES_MAX: Final = 2 * GIB
 CONVERT_CPU_S_MAX: Final = 4 * 3600
 """Resource limits of the converting process: an image is untrusted input."""
 
+# Scrubs.
+SCRUB_INTERVAL_H_DEFAULT: Final = 7 * 24
+SCRUB_RATE_BYTES_DEFAULT: Final = 32 * MIB
+"""In a second: a tenth of what a slow disk gives; 1 TiB takes nine hours."""
+
 # Embedded store.
-OVERWRITE_REGIONS_MAX: Final = 256
-"""Noted overwrite regions per volume: bounds what recovery recomputes (256 chunks = 1 GiB)."""
+OVERWRITE_CHUNKS_MAX: Final = 65_536
+"""Chunks noted for overwriting, per volume: bounds what recovery reads again (256 GiB)."""
 
 assert CHUNK_SIZE_BYTES % BLOCK_SIZE_BYTES == 0
 assert BLOCK_SIZE_BYTES & (BLOCK_SIZE_BYTES - 1) == 0

@@ -1,6 +1,8 @@
 """The server as a process: start, signals, second servers, TLS, pools that cannot be opened."""
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from volcore.client import Client, ClientTls, RetryPolicy
 from volcore.errors import Reason, UnavailableError, VolcoreError
 from volcore.limits import MIB
+from volcore.testing.certificates import Authority
 from volcore.testing.server import RunningServer
 
 ONCE = RetryPolicy(tries_max=1)
@@ -262,6 +265,38 @@ def test_tls(certificates, mutual):
                 with pytest.raises(UnavailableError) as caught:
                     client.get_pool("pools/p")
                 assert caught.value.reason is Reason.SERVER_UNREACHABLE
+        assert server.stop() == 0
+
+
+@pytest.mark.skipif(not shutil.which("nbdinfo"), reason="apt-get install libnbd-bin")
+def test_nbd_over_tls(directory):
+    """Goal: a volume for the hosts that have it attached, and no other. Method: nbdinfo as both."""
+    authority = Authority.make(directory / "ca")
+    tls = authority.server(names="DNS:localhost")
+    server = RunningServer(directory, 'backend = "memory"\n')
+    config = directory / "volcore.toml"
+    lines = (
+        f'\nadvertise_host = "localhost"\ntls_certificate = "{tls.certificate}"\n'
+        f'tls_key = "{tls.key}"\ntls_client_ca = "{tls.client_ca}"\ntls_clients = "attached"\n'
+    )
+    text = re.sub(r"(\[nbd\]\nlisten = ).*", rf'\1["0.0.0.0:0"]{lines}', config.read_text())
+    config.write_text(text)
+
+    def size_seen(uri, host):
+        words = ["nbdinfo", "--size", f"{uri}?tls-certificates={authority.client(host)}"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=30)
+
+    with server, Client(server.endpoint) as client:
+        client.create_volume("pools/p/volumes/v", size_bytes=MIB)
+        nbd = client.attach_volume("pools/p/volumes/v", "host-1").nbd
+        assert nbd.uri == f"nbds://localhost:{nbd.port}/p/v"
+        assert (nbd.host, nbd.tls_hostname) == ("localhost", "localhost")
+        assert size_seen(nbd.uri, "host-1").stdout == f"{MIB}\n"
+        assert size_seen(nbd.uri, "host-2").returncode != 0
+        client.detach_volume("pools/p/volumes/v", "host-1")
+        client.attach_volume("pools/p/volumes/v", "host-2")
+        assert size_seen(nbd.uri, "host-02").returncode != 0
+        assert "is not attached to host-02" in server.log()
         assert server.stop() == 0
 
 

@@ -68,8 +68,13 @@ def test_request_ids(channel, given):
     with pytest.raises(grpc.RpcError) as caught:
         VolumeServiceStub(channel).GetVolume(request, metadata=metadata)
     info, request_info = details(caught.value)
-    answered = dict(caught.value.initial_metadata())["x-request-id"]
+    answered = dict(caught.value.trailing_metadata())["x-request-id"]
     assert answered == request_info.request_id == info.metadata["request_id"]
+    assert (answered == given) is (given == "req-7")
+    _, call = VolumeServiceStub(channel).ListVolumes.with_call(
+        volumes.ListVolumesRequest(parent="pools/p"), metadata=metadata
+    )
+    answered = dict(call.trailing_metadata())["x-request-id"]
     assert (answered == given) is (given == "req-7")
     assert (info.domain, info.reason) == ("volcore", "VOLUME_NOT_FOUND")
 
@@ -111,7 +116,7 @@ def test_reflection(channel):
     listed, file = list(stub.ServerReflectionInfo(iter(asked)))
     names = {one.name for one in listed.list_services_response.service}
     assert {"volcore.v1.VolumeService", "grpc.health.v1.Health"} <= names
-    assert len(names) == 8
+    assert len(names) == 9
     assert file.file_descriptor_response.file_descriptor_proto
 
 

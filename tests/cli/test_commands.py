@@ -67,6 +67,15 @@ def volume(server):
     return name
 
 
+def test_import_on_the_same_machine(server, golden, golden_file, monkeypatch):
+    """Goal: the file is handed over, not sent. Method: make uploads impossible."""
+    monkeypatch.setattr("volcore.client.transfer.Upload.frames", None)
+    name = fresh("i")
+    digest = as_json(server, "image", "import", str(golden_file), name)["digest"]
+    assert digest == as_json(server, "image", "get", golden)["digest"]
+    ok(server, "image", "delete", name, "--yes")
+
+
 def test_pool_list_and_get(server, pool):
     """Goal: figures in every form. Method: all forms of one pool."""
     table = ok(server, "pool", "list").splitlines()
@@ -135,6 +144,36 @@ def test_resize_and_get(server, volume):
     assert as_json(server, "volume", "get", volume)["size_bytes"] == 16 << 20
 
 
+def test_hand_over(server, volume):
+    """Goal: a migration from the command line. Method: each step, and what the list shows."""
+    ok(server, "attachment", "attach", volume, "a")
+    target = as_json(server, "attachment", "attach", volume, "b", "--hand-over-from", "a")
+    assert (target["state"], target["hand_over_from"]) == ("STANDBY", "a")
+    assert as_json(server, "attachment", "hand-over", volume, "b")["state"] == "ACTIVE"
+    shown = [line.split() for line in ok(server, "attachment", "list", volume).splitlines()]
+    assert [(row[1], row[3]) for row in shown[1:]] == [("a", "standby"), ("b", "active")]
+    refused(server, 7, "VOLUME_IN_USE", "attachment", "attach", volume, "a")
+    for host in "ab":
+        ok(server, "attachment", "detach", volume, host, "--yes")
+
+
+def test_group_snapshots(server, pool, volume):
+    """Goal: all verbs of group snapshots. Method: one life."""
+    other, group = fresh(), fresh("g")
+    ok(server, "volume", "create", other, "--size", "8MiB")
+    made = as_json(server, "snapshot", "group", "create", group, volume, other, "-l", "x=y")
+    assert (made["kind"], made["name"]) == ("GroupSnapshot", f"{pool}/groupSnapshots/{group}")
+    names = [f"{pool}/volumes/{v}/snapshots/{group}" for v in sorted((volume, other))]
+    assert [snapshot["name"] for snapshot in made["snapshots"]] == names
+    assert as_json(server, "snapshot", "group", "get", group) == made
+    assert f"{volume}" in ok(server, "snapshot", "group", "list")
+    assert ok(server, "snapshot", "group", "list", "-o", "name") == f"{made['name']}\n"
+    words = refused(server, 7, "SNAPSHOT_IN_GROUP", "snapshot", "delete", volume, group, "--yes")
+    assert f"blocker: group snapshot {made['name']}" in words
+    ok(server, "snapshot", "group", "delete", group, "--yes")
+    refused(server, 5, "GROUP_SNAPSHOT_NOT_FOUND", "snapshot", "group", "get", group)
+
+
 def test_snapshots(server, pool, volume):
     """Goal: all verbs of snapshots. Method: one life."""
     made = as_json(server, "snapshot", "create", volume, "one", "--label", "x=y")
@@ -147,6 +186,7 @@ def test_snapshots(server, pool, volume):
         "labels": {"x": "y"},
         "create_time": "TIME",
         "backend_name": "BACKEND",
+        "group_snapshot": "",
     }
     assert as_json(server, "snapshot", "get", volume, "one") == made
     assert made["name"] in ok(server, "snapshot", "list", "-o", "name")

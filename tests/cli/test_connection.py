@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -22,6 +23,16 @@ UNIX = NbdConnection(
     socket_path="/run/a b/nbd.sock",
 )
 TCP = NbdConnection(uri="nbd://127.0.0.1:10809/x", export_name="x", host="127.0.0.1", port=10809)
+TLS = NbdConnection(
+    uri="nbds://store-1:10809/x",
+    export_name="x",
+    host="store-1",
+    port=10809,
+    tls_hostname="store-1",
+)
+TLS_UNIX = NbdConnection(
+    uri="nbds+unix:///x?socket=/s", export_name="x", socket_path="/s", tls_hostname="store-1"
+)
 RBD = RbdConnection(
     cluster_fsid="f-s-i-d",
     monitors=["10.0.0.1:6789", "[fd00::1]:3300"],
@@ -72,6 +83,24 @@ def test_blockdev_of_each_kind():
         {"host": "10.0.0.1", "port": "6789"},
         {"host": "fd00::1", "port": "3300"},
     ]
+
+
+def test_tls():
+    """Goal: QEMU and libvirt ask for TLS where the server does. Method: look at each form."""
+    words = shlex.split(connection.as_qemu(attachment(nbd=TLS), Path("/keys of mine")))
+    assert words[0::2] == ["-object", "-blockdev", "-device"]
+    creds, block = json.loads(words[1]), json.loads(words[3])
+    assert (creds["qom-type"], creds["dir"]) == ("tls-creds-x509", "/keys of mine")
+    assert (block["tls-creds"], block["server"]["host"]) == (creds["id"], "store-1")
+    assert "tls-hostname" not in block
+    assert connection.blockdev(attachment(nbd=TLS_UNIX))["tls-hostname"] == "store-1"
+    facts = connection.as_json(attachment(nbd=TLS))
+    assert facts["qemu_object"]["id"] == facts["qemu_blockdev"]["tls-creds"]
+    assert "qemu_object" not in connection.as_json(attachment(nbd=TCP))
+    source = ElementTree.fromstring(connection.as_libvirt(attachment(nbd=TLS))).find("source")
+    assert source.attrib == {"protocol": "nbd", "name": "x", "tls": "yes"}
+    source = ElementTree.fromstring(connection.as_libvirt(attachment(nbd=TLS_UNIX))).find("source")
+    assert source.attrib["tlsHostname"] == "store-1"
 
 
 def test_read_only_reaches_every_form():

@@ -5,6 +5,7 @@ import os
 import random
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,14 @@ import pytest
 
 from volcore.limits import MIB
 from volcore.testing.server import RunningServer
+from volcore.v1.pool_pb2 import PoolShortPath
+
+State = PoolShortPath.State
 
 IMAGE_BYTES = 64 * MIB
+PROOF_S = 30.0
+REAPED_S = 20.0
+"""How long space may stay behind after the calls that free it."""
 
 
 class Site:
@@ -29,6 +36,13 @@ class Site:
     def leftovers(self) -> list[str]:
         """What the storage holds besides whole objects; empty when nothing leaked."""
         raise NotImplementedError
+
+    def wait_clean(self) -> None:
+        """Nothing leaked: what is freed behind the calls is gone in time."""
+        end_s = time.monotonic() + REAPED_S
+        while left := self.leftovers():
+            assert time.monotonic() < end_s, f"left behind: {left}"
+            time.sleep(0.1)
 
 
 class LocalSite(Site):
@@ -109,7 +123,19 @@ def site(request, tmp_path) -> Iterator[Site]:
         )
         made = RbdSite(server, cluster.conf_path, pool)
     with server:
+        if isinstance(made, RbdSite):
+            wait_for_short_path(server)
         yield made
+
+
+def wait_for_short_path(server: RunningServer) -> None:
+    """Clones take the short path from here on, and the scratch images of its proof are gone."""
+    end_s = time.monotonic() + PROOF_S
+    with server.client() as client:
+        while (found := next(iter(client.list_pools())).short_path).state == State.STATE_PROVING:
+            assert time.monotonic() < end_s, "the short path is not decided"
+            time.sleep(0.1)
+    assert found.state == State.STATE_ON, found.detail
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ class Killer:
             images = list(client.list_images("pools/p"))
             expected = {thing.backend_name for thing in (*volumes, *images)}
         assert self.site.objects() == expected
-        assert self.site.leftovers() == []
+        self.site.wait_clean()
         return {volume.name.rpartition("/")[2]: volume for volume in volumes}
 
 

@@ -74,9 +74,14 @@ class TableExporter:
     exports: ExportTable
     server: NbdServer
 
-    def publish(self, name, opener, *, read_only) -> NbdConnection:
+    def publish(self, name, opener, *, read_only, hosts, writable) -> None:
         if name not in self.exports.names():
-            self.exports.publish(name, opener, read_only=read_only)
+            self.exports.publish(name, opener, read_only=read_only, writable=writable)
+
+    def set_writable(self, name, writable) -> None:
+        self.exports.set_writable(name, writable=writable, timeout_s=5)
+
+    def connection(self, name) -> NbdConnection:
         return NbdConnection(uri=self.server.uris(name)[0], export_name=name)
 
     def withdraw(self, name) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from volcore import config
 from volcore.config import LocalPool, MemoryPool, RbdPool, load_config
+from volcore.credentials import psk_is_supported
 from volcore.errors import InvalidArgumentError, Reason
+from volcore.testing.certificates import Authority
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_three_mistakes(load):
         ("[server]\nlisten = ['localhost']", 2, "ADDRESS:PORT"),
         ("[server]\nlisten = ['127.0.0.1:99999']", 2, "65535"),
         ("[server]\nlisten = 'unix:///a'", 2, "must be a list"),
-        ("[nbd]\nlisten = ['0.0.0.0:10809']", 2, "NBD has no TLS"),
+        ("[nbd]\nlisten = ['10.1.2.3:10809']", 2, "other machines can reach"),
         ("[server]\ntls_key = '/etc/hostname'", 2, "both of them"),
         ("[server]\ntls_key = '/nope'", 2, "no readable file"),
         ("[server]\ncall_threads = true", 2, "whole number"),
@@ -91,6 +93,44 @@ def test_one_mistake(load, text, line, words):
     found = mistakes(load, text)
     assert [number for number, _ in found] == [line]
     assert words in found[0][1]
+
+
+def test_nbd_over_tls(load, tmp_path):
+    """Goal: NBD leaves the machine with TLS only, and with clients known. Method: one by one."""
+    authority = Authority.make(tmp_path / "ca")
+    made = authority.server()
+    head = '[nbd]\nlisten = ["0.0.0.0:1"]\nadvertise_host = "store-1"\n'
+    pair = f'tls_certificate = "{made.certificate}"\ntls_key = "{made.key}"\n'
+    authorities = f'tls_client_ca = "{made.client_ca}"\n'
+    found = load(head + pair + authorities).nbd
+    assert found.tls == made
+    assert (found.advertise_host, found.tls_attached_only) == ("store-1", False)
+    assert load(head + pair + authorities + 'tls_clients = "attached"').nbd.tls_attached_only
+    assert load(head + pair + 'tls_clients = "any"').nbd.tls.client_ca is None
+
+    def words(text):
+        return [problem for _, problem in mistakes(load, text)]
+
+    assert "needs tls_client_ca as well" in words(head + pair)[0]
+    assert "no use" in words(head + pair + authorities + 'tls_clients = "any"')[0]
+    assert (
+        "set advertise_host" in words(head.replace("advertise_host", "#") + pair + authorities)[0]
+    )
+    assert "needs tls_certificate" in words("[nbd]\ntls_on_unix = true")[0]
+    assert "true or false" in words("[nbd]\ntls_on_unix = 1")[0]
+    assert "name or address" in words('[nbd]\nadvertise_host = "a b"')[0]
+    made.key.chmod(0o644)
+    for table in ("nbd", "server"):
+        assert "chmod 0600" in words(f"[{table}]\n" + pair + authorities)[0]
+
+
+@pytest.mark.skipif(psk_is_supported(), reason="this Python has pre-shared keys")
+def test_pre_shared_keys_are_refused_without_support(load, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text(f"host-1:{'00' * 32}\n")
+    found = mistakes(load, f'[nbd]\nlisten = ["10.0.0.1:1"]\ntls_psk_file = "{keys}"')
+    assert len(found) == 1
+    assert "needs Python 3.13" in found[0][1]
 
 
 def test_same_directory_twice(load):

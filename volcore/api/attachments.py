@@ -26,8 +26,22 @@ class AttachmentServicer(AttachmentServiceServicer):
         """See attachment_service.proto, here and below."""
         pool, volume = names.parse_volume(request.volume, field="volume")
         mode = convert.access_mode(request.access_mode)
-        view = await self._run(self._attachments.attach, pool, volume, request.host, mode)
+        view = await self._run(
+            self._attachments.attach,
+            pool,
+            volume,
+            request.host,
+            mode,
+            hand_over_from=request.hand_over_from,
+        )
         return pb.AttachVolumeResponse(attachment=attachment_message(pool, view))
+
+    async def HandOverVolume(
+        self, request: pb.HandOverVolumeRequest, context: Any
+    ) -> pb.HandOverVolumeResponse:
+        pool, volume = names.parse_volume(request.volume, field="volume")
+        view = await self._run(self._attachments.hand_over, pool, volume, request.host)
+        return pb.HandOverVolumeResponse(attachment=attachment_message(pool, view))
 
     async def GetAttachment(
         self, request: pb.GetAttachmentRequest, context: Any

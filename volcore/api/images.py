@@ -26,6 +26,7 @@ class ImageServicer(ImageServiceServicer):
 
     def __init__(self, services: Services) -> None:
         self._images = services.engine.images
+        self._checks = services.engine.checks
         self._services = services
         self._run = services.calls.run
         self._closing: set[asyncio.Task[None]] = set()
@@ -37,12 +38,14 @@ class ImageServicer(ImageServiceServicer):
         requests = aiter(request_iterator)
         header = _header(await anext(requests, None))
         pool = names.parse_pool(header.parent, field="parent").pool
-        upload = None if header.server_path else Upload()
+        handed = self._services.files.take(header.handed_file) if header.handed_file else None
+        upload = None if header.server_path or handed is not None else Upload()
         progress = ProgressFeed()
         wanted = ImportRequest(
             name=header.image_id,
             format_name=convert.format_name(header.format),
             server_path=header.server_path,
+            handed=handed,
             chunks=None if upload is None else iter(upload),
             upload_size_bytes=header.upload_size_bytes,
             expected_digest=header.expected_digest,
@@ -63,6 +66,8 @@ class ImageServicer(ImageServiceServicer):
         finally:
             if upload is not None:
                 upload.fail(broken_off())
+            if handed is not None:
+                handed.withdraw()
             for task in tasks:
                 task.cancel()
 
@@ -126,6 +131,13 @@ class ImageServicer(ImageServiceServicer):
         )
         return pb.ListImagesResponse(images=found, next_page_token=token)
 
+    async def VerifyImage(
+        self, request: pb.VerifyImageRequest, context: Any
+    ) -> pb.VerifyImageResponse:
+        name = names.parse_image(request.name, field="name")
+        operation = await self._run(self._checks.verify_image, *name, heal=request.heal)
+        return pb.VerifyImageResponse(operation=operation_message(name.pool, operation))
+
     async def DeleteImage(
         self, request: pb.DeleteImageRequest, context: Any
     ) -> pb.DeleteImageResponse:
@@ -171,14 +183,24 @@ async def _close(reading: asyncio.Task[Any], export: ImageExport) -> None:
         await asyncio.to_thread(close)
 
 
-def _header(request: pb.ImportImageRequest | None) -> pb.ImportHeader:
+def _header(request: pb.ImportImageRequest | memoryview | None) -> pb.ImportHeader:
     if request is not None and is_malformed(request):
         raise malformed()
-    if request is None or request.WhichOneof("payload") != "header":
+    if (
+        request is None
+        or isinstance(request, memoryview)
+        or request.WhichOneof("payload") != "header"
+    ):
         raise InvalidArgumentError(
             "the first message of an import must be a header; send one",
             reason=Reason.BAD_FIELD,
             field="header",
+        )
+    if request.header.server_path and request.header.handed_file:
+        raise InvalidArgumentError(
+            "an import reads either server_path or handed_file; give one of them",
+            reason=Reason.BAD_FIELD,
+            field="handed_file",
         )
     if request.header.upload_size_bytes < 0:
         raise OutOfRangeError(
@@ -190,17 +212,23 @@ def _header(request: pb.ImportImageRequest | None) -> pb.ImportHeader:
     return request.header
 
 
-def _data(request: pb.ImportImageRequest) -> bytes:
+def _data(request: pb.ImportImageRequest | memoryview) -> bytes | memoryview:
+    """Return the bytes of a data message, which usually comes without its message."""
     if is_malformed(request):
         raise malformed()
-    if request.WhichOneof("payload") != "data" or len(request.data) > limits.FRAME_BYTES_MAX:
+    data: bytes | memoryview | None = None
+    if isinstance(request, memoryview):
+        data = request
+    elif request.WhichOneof("payload") == "data":
+        data = request.data
+    if data is None or len(data) > limits.FRAME_BYTES_MAX:
         raise InvalidArgumentError(
             f"after the header come messages with at most {limits.FRAME_BYTES_MAX} bytes of data; "
             "send only those",
             reason=Reason.BAD_FIELD,
             field="data",
         )
-    return request.data
+    return data
 
 
 def _wrong_size(received_bytes: int, size_bytes: int) -> InvalidArgumentError:

@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -21,10 +22,12 @@ from volcore.errors import (
     UnavailableError,
     VolcoreError,
 )
-from volcore.wire import status
+from volcore.wire import frames, status
 
 _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9._:/-]{{1,{limits.REQUEST_ID_BYTES_MAX}}}")
 _OURS: Final = "/volcore."
+_READERS: Final = {"/volcore.v1.ImageService/ImportImage": frames.unpack}
+"""Methods whose messages are not read by protobuf."""
 _log = structlog.get_logger("volcore.api")
 
 
@@ -86,7 +89,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }[handler.request_streaming, handler.response_streaming]
         return make(
             once,
-            request_deserializer=_lenient(handler.request_deserializer),
+            request_deserializer=_lenient(_READERS.get(method, handler.request_deserializer)),
             response_serializer=handler.response_serializer,
         )
 
@@ -114,7 +117,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started_s = time.monotonic()
         code, reason = "OK", ""
         try:
-            await context.send_initial_metadata(((status.REQUEST_ID_KEY, caller.request_id),))
+            # With the answer: metadata of its own would cost both sides a wake-up.
+            context.set_trailing_metadata(((status.REQUEST_ID_KEY, caller.request_id),))
             if ours:
                 self._admit(request)
             return await answer(request, context)
@@ -139,14 +143,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
             await context.abort(*status.to_abort(broken, request_id=caller.request_id))
         finally:
-            write = _log.info if ours else _log.debug
-            write(
+            line = partial(
+                _log.info if ours else _log.debug,
                 "call",
                 method=method.removeprefix("/volcore.v1."),
                 code=code,
                 reason=reason,
                 duration_ms=round((time.monotonic() - started_s) * 1000, 3),
             )
+            # Once this task waits for its answer to be sent, so that the caller does not wait.
+            asyncio.get_running_loop().call_soon(line)
 
 
 def _answer(inner: Any, response_streaming: bool) -> Callable[[Any, Any], Awaitable[Any]]:

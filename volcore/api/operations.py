@@ -13,6 +13,7 @@ from volcore.api.services import Services
 from volcore.api.views import operation_message
 from volcore.errors import OutOfRangeError, Reason
 from volcore.model import records
+from volcore.v1 import operation_pb2
 from volcore.v1 import operation_service_pb2 as pb
 from volcore.v1.operation_service_pb2_grpc import OperationServiceServicer
 from volcore.wire import names
@@ -56,7 +57,7 @@ class OperationServicer(OperationServiceServicer):
             self._services.pools(request.parent),
             fetch=fetch,
             key=lambda record: record.key,
-            message=operation_message,
+            message=_without_damage,
         )
         return pb.ListOperationsResponse(operations=found, next_page_token=token)
 
@@ -84,6 +85,14 @@ class OperationServicer(OperationServiceServicer):
         name = names.parse_operation(request.name, field="name")
         operation = await self._run(self._operations.cancel, *name)
         return pb.CancelOperationResponse(operation=operation_message(name.pool, operation))
+
+
+def _without_damage(pool: str, record: records.Operation) -> operation_pb2.Operation:
+    """Return the message of an operation in a list: what checks found would make it too long."""
+    message = operation_message(pool, record)
+    if message.HasField("check"):
+        message.check.ClearField("damage")
+    return message
 
 
 def _wait_s(request: pb.WaitOperationRequest) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from volcore.api.listing import read_page
 from volcore.api.services import Services
-from volcore.api.views import pool_message
+from volcore.api.views import operation_message, pool_message
 from volcore.engine.views import PoolView
 from volcore.v1 import pool_service_pb2 as pb
 from volcore.v1.pool_service_pb2_grpc import PoolServiceServicer
@@ -18,6 +18,7 @@ class PoolServicer(PoolServiceServicer):
 
     def __init__(self, services: Services) -> None:
         self._pools = services.engine.pools
+        self._checks = services.engine.checks
         self._run = services.calls.run
 
     async def GetPool(self, request: pb.GetPoolRequest, context: Any) -> pb.GetPoolResponse:
@@ -39,3 +40,13 @@ class PoolServicer(PoolServiceServicer):
             message=lambda _pool, view: pool_message(view),
         )
         return pb.ListPoolsResponse(pools=found, next_page_token=token)
+
+    async def ScrubPool(self, request: pb.ScrubPoolRequest, context: Any) -> pb.ScrubPoolResponse:
+        name = names.parse_pool(request.name, field="name")
+        operation = await self._run(
+            self._checks.scrub,
+            name.pool,
+            heal=request.heal,
+            bytes_per_s_max=request.max_rate_bytes,
+        )
+        return pb.ScrubPoolResponse(operation=operation_message(name.pool, operation))

@@ -1,24 +1,27 @@
 """The gRPC server: services, health and reflection on unix sockets and TCP ports.
 
-Until `open`, health says NOT_SERVING and every call of volcore's services is UNAVAILABLE.
+Until `open`, health says NOT_SERVING and every call of volcore's services is UNAVAILABLE. Beside
+each unix socket is another one, where clients hand over files (`volcore.api.handover`).
 """
 
 import asyncio
 import os
 import socket
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import grpc.aio
+import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from volcore import limits
 from volcore.api.attachments import AttachmentServicer
 from volcore.api.calls import CallPool
+from volcore.api.group_snapshots import GroupSnapshotServicer
+from volcore.api.handover import HandedFiles
 from volcore.api.images import ImageServicer
 from volcore.api.interceptor import CallInterceptor
 from volcore.api.operations import OperationServicer
@@ -26,21 +29,25 @@ from volcore.api.pools import PoolServicer
 from volcore.api.services import Services
 from volcore.api.snapshots import SnapshotServicer
 from volcore.api.volumes import VolumeServicer
+from volcore.credentials import TlsFiles
 from volcore.engine.engine import Engine
 from volcore.errors import InvalidArgumentError, PreconditionError, Reason
 from volcore.v1 import (
     attachment_service_pb2_grpc,
+    group_snapshot_service_pb2_grpc,
     image_service_pb2_grpc,
     operation_service_pb2_grpc,
     pool_service_pb2_grpc,
     snapshot_service_pb2_grpc,
     volume_service_pb2_grpc,
 )
+from volcore.wire.handover import files_path
 
-SERVICES: Final = tuple(
-    f"volcore.v1.{noun}Service"
-    for noun in ("Attachment", "Image", "Operation", "Pool", "Snapshot", "Volume")
+_NOUNS: Final = (
+    *("Attachment", "GroupSnapshot", "Image", "Operation"),
+    *("Pool", "Snapshot", "Volume"),
 )
+SERVICES: Final = tuple(f"volcore.v1.{noun}Service" for noun in _NOUNS)
 STREAM_THREADS: Final = 8
 """Imports, exports and publications at a time; more wait their turn."""
 STREAMS_QUEUED_MAX: Final = 64
@@ -60,15 +67,7 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerTls:
-    """PEM files; with `client_ca` every client must show a certificate of that authority."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
+_log = structlog.get_logger("volcore.api")
 
 
 class ApiServer:
@@ -87,12 +86,16 @@ class ApiServer:
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._sockets: dict[Path, int] = {}
-        services = Services(engine, self._calls, self._streams)
+        self._files = HandedFiles()
+        services = Services(engine, self._calls, self._streams, self._files)
         self._operations = OperationServicer(services)
         add = self._server
         volume_service_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(services), add)
         snapshot_service_pb2_grpc.add_SnapshotServiceServicer_to_server(
             SnapshotServicer(services), add
+        )
+        group_snapshot_service_pb2_grpc.add_GroupSnapshotServiceServicer_to_server(
+            GroupSnapshotServicer(services), add
         )
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(services), add)
         attachment_service_pb2_grpc.add_AttachmentServiceServicer_to_server(
@@ -106,9 +109,9 @@ class ApiServer:
         )
 
     def listen_unix(self, path: Path) -> str:
-        """Listen on a unix socket of mode 0600; a dead server's socket is replaced.
+        """Listen on a unix socket of mode 0600, and on one for files; dead servers' are replaced.
 
-        Its directory is made, with mode 0700, if it is missing.
+        The directory is made, with mode 0700, if it is missing.
 
         Raises:
             PreconditionError: WRONG_STATE, a live server has the socket, or it is another file.
@@ -116,20 +119,31 @@ class ApiServer:
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _replace_stale(path)
+            _replace_stale(path, socket.SOCK_STREAM)
         except OSError as err:
             raise _refused(str(path), err.strerror or str(err)) from err
         before = os.umask(_PRIVATE)
         try:
             self._server.add_insecure_port(f"unix:{path}")
             self._sockets[path] = path.stat().st_ino
+            self._listen_files(Path(files_path(os.fspath(path))))
         except (RuntimeError, OSError) as err:
             raise _refused(str(path), "the system refuses it") from err
         finally:
             os.umask(before)
         return f"unix://{path}"
 
-    def listen_tcp(self, host: str, port: int, tls: ServerTls | None) -> str:
+    def _listen_files(self, path: Path) -> None:
+        """Listen for files; a path that is too long for a socket leaves clients to upload."""
+        try:
+            _replace_stale(path, socket.SOCK_SEQPACKET)
+            self._files.listen(path)
+        except OSError as err:
+            _log.warning("files can only be uploaded", path=str(path), error=str(err))
+            return
+        self._sockets[path] = path.stat().st_ino
+
+    def listen_tcp(self, host: str, port: int, tls: TlsFiles | None) -> str:
         """Listen on a TCP port, 0 for any; returns the address with the real port.
 
         Raises:
@@ -151,6 +165,7 @@ class ApiServer:
         """Answer; calls are refused until `open`."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        self._files.start()
 
     async def open(self) -> None:
         """Let calls in, and say so in the health service."""
@@ -163,7 +178,9 @@ class ApiServer:
         await asyncio.sleep(_TELL_S)
         self._operations.stop()
         self._interceptor.close()
+        self._files.stop()
         await self._server.stop(grace_s)
+        self._files.close()
         for path, inode in self._sockets.items():
             if path.is_socket() and path.stat().st_ino == inode:
                 path.unlink(missing_ok=True)
@@ -178,7 +195,7 @@ class ApiServer:
             await self._health.set(service, status)
 
 
-def _replace_stale(path: Path) -> None:
+def _replace_stale(path: Path, kind: socket.SocketKind) -> None:
     """Delete the socket of a server that has died."""
     try:
         mode = path.lstat().st_mode
@@ -189,7 +206,7 @@ def _replace_stale(path: Path) -> None:
             f"{path} exists and is no socket; move it away, or listen elsewhere",
             reason=Reason.WRONG_STATE,
         )
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.settimeout(1)
         try:
             probe.connect(os.fspath(path))
@@ -204,7 +221,7 @@ def _replace_stale(path: Path) -> None:
     )
 
 
-def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
     authority = None if tls.client_ca is None else tls.client_ca.read_bytes()
     return grpc.ssl_server_credentials(
         [(tls.key.read_bytes(), tls.certificate.read_bytes())],

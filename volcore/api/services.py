@@ -1,8 +1,9 @@
-"""What every servicer has: the engine, and the threads that call it."""
+"""What every servicer has: the engine, the threads that call it, and files handed over."""
 
 from dataclasses import dataclass
 
 from volcore.api.calls import CallPool
+from volcore.api.handover import HandedFiles
 from volcore.engine.engine import Engine
 from volcore.wire import names
 
@@ -18,6 +19,7 @@ class Services:
     engine: Engine
     calls: CallPool
     streams: CallPool
+    files: HandedFiles
 
     def pools(self, parent: str) -> list[str]:
         """Return the pools that a list call's parent means."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from volcore.api.listing import read_page
 from volcore.api.services import Services
+from volcore.api.views import operation_message
 from volcore.model import records
 from volcore.v1 import snapshot_service_pb2 as pb
 from volcore.v1.snapshot_service_pb2_grpc import SnapshotServiceServicer
@@ -17,6 +18,7 @@ class SnapshotServicer(SnapshotServiceServicer):
 
     def __init__(self, services: Services) -> None:
         self._snapshots = services.engine.snapshots
+        self._checks = services.engine.checks
         self._run = services.calls.run
 
     async def CreateSnapshot(
@@ -53,6 +55,13 @@ class SnapshotServicer(SnapshotServiceServicer):
             message=convert.snapshot_message,
         )
         return pb.ListSnapshotsResponse(snapshots=found, next_page_token=token)
+
+    async def VerifySnapshot(
+        self, request: pb.VerifySnapshotRequest, context: Any
+    ) -> pb.VerifySnapshotResponse:
+        name = names.parse_snapshot(request.name, field="name")
+        operation = await self._run(self._checks.verify_snapshot, *name, heal=request.heal)
+        return pb.VerifySnapshotResponse(operation=operation_message(name.pool, operation))
 
     async def DeleteSnapshot(
         self, request: pb.DeleteSnapshotRequest, context: Any

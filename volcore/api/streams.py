@@ -24,11 +24,11 @@ class Upload:
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Event()
         self._changed = threading.Condition()
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[bytes | memoryview] = deque()
         self._ended = False
         self._error: VolcoreError | None = None
 
-    async def put(self, frame: bytes) -> None:
+    async def put(self, frame: bytes | memoryview) -> None:
         """Add a frame; waits while the queue is full."""
         while True:
             with self._changed:
@@ -52,7 +52,7 @@ class Upload:
                 self._error = error
                 self._changed.notify()
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes | memoryview]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._frames or self._ended or self._error)

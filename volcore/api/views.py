@@ -1,11 +1,16 @@
 """What the engine returns besides records, as messages."""
 
+from typing import Final
+
 from volcore.api.calls import request_id
-from volcore.backends.contract import RbdConnection
-from volcore.engine.views import AttachmentView, PoolView
-from volcore.model.records import Operation
-from volcore.v1 import attachment_pb2, operation_pb2, pool_pb2
+from volcore.backends.contract import RbdConnection, ShortPath
+from volcore.engine.views import AttachmentView, GroupSnapshotView, PoolView
+from volcore.model.records import Health, Operation
+from volcore.v1 import attachment_pb2, group_snapshot_pb2, operation_pb2, pool_pb2
 from volcore.wire import convert, names
+
+_DETAIL_CHARACTERS_MAX: Final = 250
+"""Of the reason that the short path is not used: at most 1000 bytes."""
 
 
 def pool_message(view: PoolView) -> pool_pb2.Pool:
@@ -21,6 +26,8 @@ def pool_message(view: PoolView) -> pool_pb2.Pool:
             flatten=view.flatten,
             revert=view.revert,
             connection=view.connection,
+            group_snapshot=view.group_snapshot,
+            verify=view.verify,
         ),
         capacity_bytes=view.stats.capacity_bytes,
         available_bytes=view.stats.available_bytes,
@@ -28,7 +35,34 @@ def pool_message(view: PoolView) -> pool_pb2.Pool:
         provisioned_bytes=view.provisioned_bytes,
         volume_count=view.volume_count,
         image_count=view.image_count,
+        health=_health_message(view.health) if view.verify else None,
+        short_path=None if view.short_path is None else _short_path_message(view.short_path),
     )
+
+
+def _short_path_message(found: ShortPath) -> pool_pb2.PoolShortPath:
+    return pool_pb2.PoolShortPath(
+        state=f"STATE_{found.state}", detail=found.detail[:_DETAIL_CHARACTERS_MAX]
+    )
+
+
+def _health_message(health: Health | None) -> pool_pb2.PoolHealth:
+    if health is None:
+        return pool_pb2.PoolHealth()
+    message = pool_pb2.PoolHealth(
+        damaged_block_count=health.damaged_blocks,
+        damage=[convert.damage_message(finding) for finding in health.damage],
+        last_scrub_checked_bytes=health.scrub_checked_bytes,
+    )
+    if health.scrub_end_ns:
+        message.last_scrub_time.CopyFrom(convert.timestamp(health.scrub_end_ns))
+        message.last_scrub_duration.FromNanoseconds(health.scrub_end_ns - health.scrub_begin_ns)
+    return message
+
+
+def group_snapshot_message(pool: str, view: GroupSnapshotView) -> group_snapshot_pb2.GroupSnapshot:
+    """Return the message of a group snapshot and its members."""
+    return convert.group_snapshot_message(pool, view.record, view.members)
 
 
 def attachment_message(pool: str, view: AttachmentView) -> attachment_pb2.Attachment:
@@ -55,6 +89,7 @@ def attachment_message(pool: str, view: AttachmentView) -> attachment_pb2.Attach
                 socket_path=connection.socket_path,
                 host=connection.host,
                 port=connection.port,
+                tls_hostname=connection.tls_hostname,
             )
         )
     return message

@@ -162,6 +162,14 @@ class VolumeServicer(VolumeServiceServicer):
         operation = await self._run(self._engine.volumes.flatten, name.pool, name.volume)
         return pb.FlattenVolumeResponse(operation=operation_message(name.pool, operation))
 
+    async def VerifyVolume(
+        self, request: pb.VerifyVolumeRequest, context: Any
+    ) -> pb.VerifyVolumeResponse:
+        name = names.parse_volume(request.name, field="name")
+        verify = self._engine.checks.verify_volume
+        operation = await self._run(verify, *name, heal=request.heal)
+        return pb.VerifyVolumeResponse(operation=operation_message(name.pool, operation))
+
     async def DeleteVolume(
         self, request: pb.DeleteVolumeRequest, context: Any
     ) -> pb.DeleteVolumeResponse:
@@ -181,7 +189,11 @@ class VolumeServicer(VolumeServiceServicer):
             return convert.volume_message(pool, record)
         facts = self._engine.volumes.facts(pool, record.name)
         return convert.volume_message(
-            pool, record, allocated_bytes=facts.allocated_bytes, depth=facts.depth
+            pool,
+            record,
+            allocated_bytes=facts.allocated_bytes,
+            exclusive_bytes=facts.exclusive_bytes,
+            depth=facts.depth,
         )
 
 

@@ -1,6 +1,7 @@
 """`volcore attachment`: who uses a volume, and how to reach it."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,10 +55,19 @@ ConnectionOption = Annotated[
         help="Print only how to reach the volume: as JSON, as words for QEMU, or as libvirt XML."
     ),
 ]
+TlsDirectoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="VOLCORE_NBD_TLS_DIRECTORY",
+        help="With --connection, where the host keeps ca-cert.pem, client-cert.pem and "
+        "client-key.pem for NBD over TLS. Default: /etc/pki/libvirt-nbd.",
+    ),
+]
 COLUMNS: Columns = [
     ("VOLUME", lambda attachment: attachment.name.split("/")[3]),
     ("HOST", lambda attachment: attachment.host),
     ("ACCESS", lambda attachment: _access(attachment)),
+    ("STATE", lambda attachment: _state(attachment)),
     ("CONNECTION", lambda attachment: _where(attachment)),
     ("CREATED", created),
 ]
@@ -69,7 +79,15 @@ def attach(
     volume: VolumeArgument,
     host: HostArgument,
     mode: Annotated[Mode, typer.Option(help="What the host may do.")] = Mode.READ_WRITE,
+    hand_over_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Host that writes now: the new one may read, and write after [bold]hand-over[/].",
+        ),
+    ] = None,
     connection: ConnectionOption = None,
+    tls_directory: TlsDirectoryOption = None,
     pool: PoolOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -82,8 +100,24 @@ def attach(
     }
     with connect(context, pool) as session:
         name = session.volume(volume)
-        made = session.client.attach_volume(name, host, access_mode=modes[mode])
-    _show(made, connection, output)
+        made = session.client.attach_volume(
+            name, host, access_mode=modes[mode], hand_over_from=hand_over_from or ""
+        )
+    _show(made, connection, output, tls_directory)
+
+
+@app.command("hand-over")
+def hand_over(
+    context: typer.Context,
+    volume: VolumeArgument,
+    host: HostArgument,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Move the right to write to a host on standby: the moment of a live migration."""
+    with connect(context, pool) as session:
+        made = session.client.hand_over_volume(session.volume(volume), host)
+        show_one(made, output, "Attachment", COLUMNS)
 
 
 @app.command("get")
@@ -92,13 +126,14 @@ def get(
     volume: VolumeArgument,
     host: HostArgument,
     connection: ConnectionOption = None,
+    tls_directory: TlsDirectoryOption = None,
     pool: PoolOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Show one attachment, or only how to reach the volume (--connection)."""
     with connect(context, pool) as session:
         found = session.client.get_attachment(session.attachment(volume, host))
-    _show(found, connection, output)
+    _show(found, connection, output, tls_directory)
 
 
 @app.command("list")
@@ -131,15 +166,21 @@ def detach(
     say(f"detached volume {volume} from host {host}")
 
 
-def _show(attachment: "Attachment", connection: Connection | None, output: Format) -> None:
+def _show(
+    attachment: "Attachment",
+    connection: Connection | None,
+    output: Format,
+    tls_directory: Path | None,
+) -> None:
     from volcore.cli import connection as forms
 
+    tls_directory = tls_directory or forms.TLS_DIRECTORY
     match connection:
         case Connection.JSON:
-            facts = forms.as_json(attachment)
+            facts = forms.as_json(attachment, tls_directory)
             show_json({"apiVersion": API_VERSION, "kind": "Connection", **facts})
         case Connection.QEMU:
-            print_line(forms.as_qemu(attachment))
+            print_line(forms.as_qemu(attachment, tls_directory))
         case Connection.LIBVIRT:
             print_line(forms.as_libvirt(attachment))
         case None:
@@ -151,6 +192,12 @@ def _access(attachment: "Attachment") -> str:
 
     word = enum_word(AccessMode.DESCRIPTOR, attachment.access_mode)
     return word.lower().replace("_", "-")
+
+
+def _state(attachment: "Attachment") -> str:
+    from volcore.v1.attachment_pb2 import AttachmentState
+
+    return enum_word(AttachmentState.DESCRIPTOR, attachment.state).lower()
 
 
 def _where(attachment: "Attachment") -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
@@ -10,12 +11,17 @@ from volcore.v1.attachment_pb2 import ACCESS_MODE_READ_ONLY, Attachment
 
 NODE_NAME_BYTES_MAX: Final = 31
 """*Source*: QEMU, include/block/block_int-common.h, `node_name[32]`."""
+TLS_DIRECTORY: Final = Path("/etc/pki/libvirt-nbd")
+"""Where libvirt looks for certificates for NBD, unless its `qemu.conf` says otherwise."""
 SERIAL_BYTES_MAX: Final = 20
 """*Source*: virtio 1.2, section 5.2.6, VIRTIO_BLK_T_GET_ID."""
 
 
-def as_json(attachment: Attachment) -> dict[str, Any]:
-    """Return the connection's own fields, and the same as a QEMU block device."""
+def as_json(attachment: Attachment, tls_directory: Path = TLS_DIRECTORY) -> dict[str, Any]:
+    """Return the connection's own fields, and the same as a QEMU block device.
+
+    Where TLS is needed, `qemu_object` is the object that the device refers to.
+    """
     kind = attachment.WhichOneof("connection")
     own: dict[str, Any]
     if kind == "nbd":
@@ -25,6 +31,11 @@ def as_json(attachment: Attachment) -> dict[str, Any]:
             own["socket_path"] = nbd.socket_path
         else:
             own |= {"host": nbd.host, "port": nbd.port}
+        if nbd.tls_hostname:
+            own |= {
+                "tls_hostname": nbd.tls_hostname,
+                "qemu_object": tls_object(attachment, tls_directory),
+            }
     else:
         rbd = attachment.rbd
         own = {
@@ -57,6 +68,10 @@ def blockdev(attachment: Attachment) -> dict[str, Any]:
             else {"type": "inet", "host": nbd.host, "port": str(nbd.port)}
         )
         options = {"driver": "nbd", "server": server, "export": nbd.export_name}
+        if nbd.tls_hostname:
+            options["tls-creds"] = f"{_node(attachment)}-tls"
+            if nbd.socket_path:
+                options["tls-hostname"] = nbd.tls_hostname
     else:
         rbd = attachment.rbd
         options = {"driver": "rbd", "pool": rbd.pool, "image": rbd.image, "user": rbd.user}
@@ -69,14 +84,29 @@ def blockdev(attachment: Attachment) -> dict[str, Any]:
     return {**options, "read-only": _read_only(attachment), "discard": "unmap"}
 
 
-def as_qemu(attachment: Attachment) -> str:
+def tls_object(attachment: Attachment, tls_directory: Path) -> dict[str, Any]:
+    """Return the options of the QEMU `-object` with the client's certificates.
+
+    QEMU finds `ca-cert.pem`, `client-cert.pem` and `client-key.pem` in the directory.
+    """
+    return {
+        "qom-type": "tls-creds-x509",
+        "id": f"{_node(attachment)}-tls",
+        "endpoint": "client",
+        "dir": str(tls_directory),
+        "verify-peer": True,
+    }
+
+
+def as_qemu(attachment: Attachment, tls_directory: Path = TLS_DIRECTORY) -> str:
     """Return words for QEMU, quoted for a shell: a block device and a virtio disk."""
-    volume = _volume(attachment)
-    node = f"volcore-{hashlib.sha256(attachment.name.encode()).hexdigest()[:16]}"
+    volume, node = _volume(attachment), _node(attachment)
     assert len(node) <= NODE_NAME_BYTES_MAX
-    options = json.dumps({"node-name": node, **blockdev(attachment)}, separators=(",", ":"))
-    device = f"virtio-blk-pci,drive={node},serial={volume[:SERIAL_BYTES_MAX]}"
-    return shlex.join(["-blockdev", options, "-device", device])
+    words = ["-blockdev", _packed({"node-name": node, **blockdev(attachment)})]
+    if attachment.nbd.tls_hostname:
+        words = ["-object", _packed(tls_object(attachment, tls_directory)), *words]
+    device = f"virtio-blk-pci,id={node}-disk,drive={node},serial={volume[:SERIAL_BYTES_MAX]}"
+    return shlex.join([*words, "-device", device])
 
 
 def as_libvirt(attachment: Attachment) -> str:
@@ -90,6 +120,10 @@ def as_libvirt(attachment: Attachment) -> str:
             ElementTree.SubElement(source, "host", transport="unix", socket=nbd.socket_path)
         else:
             ElementTree.SubElement(source, "host", name=nbd.host, port=str(nbd.port))
+        if nbd.tls_hostname:
+            source.set("tls", "yes")
+            if nbd.socket_path:
+                source.set("tlsHostname", nbd.tls_hostname)
     else:
         rbd = attachment.rbd
         source = ElementTree.SubElement(
@@ -112,6 +146,14 @@ def as_libvirt(attachment: Attachment) -> str:
 
 def _volume(attachment: Attachment) -> str:
     return attachment.name.split("/")[3]
+
+
+def _node(attachment: Attachment) -> str:
+    return f"volcore-{hashlib.sha256(attachment.name.encode()).hexdigest()[:16]}"
+
+
+def _packed(options: dict[str, Any]) -> str:
+    return json.dumps(options, separators=(",", ":"))
 
 
 def _read_only(attachment: Attachment) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from volcore.cli.check import HealOption, WaitOption, conclude
 from volcore.cli.output import (
     Columns,
     Format,
@@ -167,6 +168,21 @@ def get(
     """Show one image, with the digest of its content."""
     with connect(context, pool) as session:
         show_one(session.client.get_image(session.image(image)), output, "Image", DETAILS)
+
+
+@app.command("verify")
+def verify(
+    context: typer.Context,
+    image: ImageArgument,
+    heal: HealOption = False,
+    wait: WaitOption = True,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare all that an image shows with its checksums; exit code 1 when damage remains."""
+    with connect(context, pool) as session:
+        operation = session.client.verify_image(session.image(image), heal=heal)
+        conclude(session, operation, output, wait=wait)
 
 
 @app.command("delete")

@@ -1,12 +1,14 @@
 """`volcore pool`: where volumes live and how full it is."""
 
+from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from volcore.cli.check import HealOption, WaitOption, conclude
 from volcore.cli.output import Columns, Format, short, show_list, show_one
-from volcore.cli.session import OutputOption, connect
-from volcore.cli.units import format_bytes
+from volcore.cli.session import OutputOption, connect, size
+from volcore.cli.units import format_bytes, format_duration, format_time
 
 if TYPE_CHECKING:
     from volcore.v1.pool_pb2 import Pool
@@ -29,6 +31,9 @@ DETAILS: Columns = [
     ("CAN", lambda pool: _abilities(pool)),
     ("DEPTH AT MOST", lambda pool: str(pool.capabilities.depth_max)),
     ("SNAPSHOTS AT MOST", lambda pool: f"{pool.capabilities.snapshots_max} per volume"),
+    ("DAMAGED BLOCKS", lambda pool: _damaged(pool)),
+    ("LAST SCRUB", lambda pool: _last_scrub(pool)),
+    ("SHORT CLONES", lambda pool: _short_path(pool)),
 ]
 
 
@@ -52,7 +57,50 @@ def get(
         show_one(session.client.get_pool(session.pool), output, "Pool", DETAILS)
 
 
+@app.command("scrub")
+def scrub(
+    context: typer.Context,
+    pool: Annotated[
+        str | None, typer.Argument(metavar="[POOL]", help="Default: the only one.")
+    ] = None,
+    heal: HealOption = False,
+    rate: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Read at most so much in a second: 100MiB.")
+    ] = None,
+    wait: WaitOption = True,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare everything in a pool with its checksums; exit code 1 when damage remains."""
+    with connect(context, pool) as session:
+        operation = session.client.scrub_pool(session.pool, heal=heal, max_rate_bytes=size(rate))
+        conclude(session, operation, output, wait=wait)
+
+
+def _damaged(pool: "Pool") -> str:
+    return str(pool.health.damaged_block_count) if pool.HasField("health") else "-"
+
+
+def _last_scrub(pool: "Pool") -> str:
+    """Return when the last scrub ended, how long it took and how much it compared."""
+    health = pool.health
+    if not health.HasField("last_scrub_time"):
+        return "-"
+    when = format_time(health.last_scrub_time.ToDatetime(UTC))
+    spent = format_duration(health.last_scrub_duration.ToNanoseconds() / 1e9)
+    return f"{when}, {format_bytes(health.last_scrub_checked_bytes)} in {spent}"
+
+
+def _short_path(pool: "Pool") -> str:
+    """Return whether clones take the short path, and why, or why not."""
+    if not pool.HasField("short_path"):
+        return "-"
+    found = pool.short_path
+    state = type(found).State.Name(found.state).removeprefix("STATE_").lower()
+    return f"{state}: {found.detail}" if found.detail else state
+
+
 def _abilities(pool: "Pool") -> str:
     can = pool.capabilities
-    words = [word for word in ("checksums", "flatten", "revert") if getattr(can, word)]
+    abilities = ("checksums", "flatten", "revert", "verify", "group_snapshot")
+    words = [word.replace("_", " ") for word in abilities if getattr(can, word)]
     return ", ".join(words) or "-"

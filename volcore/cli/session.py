@@ -100,6 +100,10 @@ class Session:
             )
         return self.snapshot(volume, snapshot)
 
+    def group_snapshot(self, name: str) -> str:
+        """Return the resource name of a group snapshot."""
+        return self._name(name, "groupSnapshots")
+
     def attachment(self, volume: str, host: str) -> str:
         """Return the resource name of an attachment."""
         return f"{self.volume(volume)}/attachments/{host}"

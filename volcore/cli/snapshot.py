@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from volcore.cli import group_snapshot
+from volcore.cli.check import HealOption, WaitOption, conclude
 from volcore.cli.output import (
     Columns,
     Format,
@@ -28,6 +30,7 @@ from volcore.cli.session import (
 from volcore.cli.units import format_bytes
 
 app = typer.Typer(name="snapshot", no_args_is_help=True, help="Frozen points of volumes.")
+app.add_typer(group_snapshot.app)
 
 COLUMNS: Columns = [
     ("VOLUME", lambda snapshot: snapshot.name.split("/")[3]),
@@ -81,6 +84,23 @@ def get(
     with connect(context, pool) as session:
         found = session.client.get_snapshot(session.snapshot(volume, snapshot))
         show_one(found, output, "Snapshot", COLUMNS)
+
+
+@app.command("verify")
+def verify(
+    context: typer.Context,
+    volume: VolumeArgument,
+    snapshot: SnapshotArgument,
+    heal: HealOption = False,
+    wait: WaitOption = True,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare all that a snapshot shows with its checksums; exit code 1 when damage remains."""
+    with connect(context, pool) as session:
+        name = session.snapshot(volume, snapshot)
+        operation = session.client.verify_snapshot(name, heal=heal)
+        conclude(session, operation, output, wait=wait)
 
 
 @app.command("delete")

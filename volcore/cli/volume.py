@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from volcore.cli import report
+from volcore.cli.check import HealOption, WaitOption, conclude
 from volcore.cli.operation import DETAILS as OPERATION_DETAILS
 from volcore.cli.operation import wait_for
 from volcore.cli.output import (
@@ -42,14 +43,19 @@ app = typer.Typer(name="volume", no_args_is_help=True, help="The disks.")
 
 COLUMNS: Columns = [
     ("NAME", lambda volume: short(volume.name)),
-    ("SIZE>", lambda volume: format_bytes(volume.size_bytes)),
+    ("PROVISIONED>", lambda volume: format_bytes(volume.size_bytes)),
     ("SOURCE", lambda volume: _source(volume)),
     ("CREATED", created),
     ("LABELS", lambda volume: labels_text(volume.labels)),
 ]
-DETAILS: Columns = [
-    *COLUMNS,
+FIGURES: Columns = [
+    *COLUMNS[:2],
     ("ALLOCATED>", lambda volume: format_bytes(volume.allocated_bytes)),
+    ("EXCLUSIVE>", lambda volume: _exclusive(volume)),
+    *COLUMNS[2:],
+]
+DETAILS: Columns = [
+    *FIGURES,
     ("DEPTH>", lambda volume: str(volume.depth)),
     ("UID", lambda volume: volume.uid),
     ("BACKEND NAME", lambda volume: volume.backend_name),
@@ -161,20 +167,26 @@ def list_volumes(
         list[str] | None,
         typer.Option("--label", "-l", metavar="KEY[=VALUE]", help="Only with it; repeatable."),
     ] = None,
-    wide: Annotated[
-        bool, typer.Option("--wide", "-w", help="Also what only the storage knows: slower.")
-    ] = False,
+    wide: Annotated[bool, typer.Option("--wide", "-w", help="Also depth, ids and etag.")] = False,
+    figures: Annotated[
+        bool, typer.Option(help="Ask the storage for allocated and exclusive bytes: slow on rbd.")
+    ] = True,
     pool: PoolOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """List volumes, of all pools unless one is named."""
+    """List volumes, of all pools unless one is named.
+
+    Provisioned is what a volume may hold, allocated what its own writes occupy, exclusive what
+    deleting it with its snapshots would free.
+    """
     with connect(context, pool) as session:
         found = session.client.list_volumes(
             session.parent(all_pools=source is None),
             filter=_filter(session, source, label or []),
-            view=_view(full=wide),
+            view=_view(full=wide or figures),
         )
-        show_list(found, output, "Volume", DETAILS if wide else COLUMNS)
+        columns = FIGURES if figures else COLUMNS
+        show_list(found, output, "Volume", DETAILS if wide else columns)
 
 
 @app.command("get")
@@ -248,7 +260,7 @@ def revert(
 def flatten(
     context: typer.Context,
     volume: VolumeArgument,
-    wait: Annotated[bool, typer.Option(help="Show the progress until it is done.")] = True,
+    wait: WaitOption = True,
     pool: PoolOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -258,6 +270,21 @@ def flatten(
         if wait:
             operation = wait_for(session, operation.name)
         show_one(operation, output, "Operation", OPERATION_DETAILS)
+
+
+@app.command("verify")
+def verify(
+    context: typer.Context,
+    volume: VolumeArgument,
+    heal: HealOption = False,
+    wait: WaitOption = True,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare all that a volume shows with its checksums; exit code 1 when damage remains."""
+    with connect(context, pool) as session:
+        operation = session.client.verify_volume(session.volume(volume), heal=heal)
+        conclude(session, operation, output, wait=wait)
 
 
 @app.command("delete")
@@ -306,6 +333,10 @@ def _filter(session: Session, source: str | None, wanted: list[str]) -> str:
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
         terms.append(f'labels.{key} = "{quoted}"' if equals else f"labels.{key}:*")
     return " AND ".join(terms)
+
+
+def _exclusive(volume: "Volume") -> str:
+    return format_bytes(volume.exclusive_bytes) if volume.HasField("exclusive_bytes") else "-"
 
 
 def _source(volume: "Volume") -> str:

@@ -16,6 +16,8 @@ from volcore import limits
 from volcore.errors import OutOfRangeError, Reason, VolcoreError
 from volcore.v1 import attachment_pb2 as attachment
 from volcore.v1 import attachment_service_pb2 as attachments
+from volcore.v1 import group_snapshot_pb2 as group_snapshot_v1
+from volcore.v1 import group_snapshot_service_pb2 as group_snapshots
 from volcore.v1 import image_pb2 as image_v1
 from volcore.v1 import image_service_pb2 as images
 from volcore.v1 import operation_pb2 as operation
@@ -86,7 +88,7 @@ def create_volume(
     """
     parent, volume_id = split_child(name, "volumes")
     request = volumes.CreateVolumeRequest(
-        parent=parent, volume_id=volume_id, size_bytes=_int64(size_bytes), labels=labels or {}
+        parent=parent, volume_id=volume_id, size_bytes=int64(size_bytes), labels=labels or {}
     )
     for field, source in (("image", image), ("snapshot", snapshot), ("volume", volume)):
         if source:
@@ -118,7 +120,7 @@ def deploy_volumes(
             volume_ids=volume_ids,
             name_prefix=name_prefix,
             count=_int32(count, "count"),
-            size_bytes=_int64(size_bytes),
+            size_bytes=int64(size_bytes),
             labels=labels or {},
         ),
         take=_deployed,
@@ -182,7 +184,7 @@ def update_volume(
 
 def resize_volume(name: str, size_bytes: int) -> Call[volume_v1.Volume]:
     """Grow a volume; its present size again changes nothing."""
-    request = volumes.ResizeVolumeRequest(name=name, size_bytes=_int64(size_bytes))
+    request = volumes.ResizeVolumeRequest(name=name, size_bytes=int64(size_bytes))
     return Call(
         service="VolumeService", rpc="ResizeVolume", request=request, take=lambda r: r.volume
     )
@@ -252,6 +254,61 @@ def delete_snapshot(name: str) -> Call[None]:
     return Call(service="SnapshotService", rpc="DeleteSnapshot", request=request, take=_nothing)
 
 
+# Group snapshots.
+
+
+def create_group_snapshot(
+    name: str, volumes: Sequence[str], *, labels: Labels = None
+) -> Call[group_snapshot_v1.GroupSnapshot]:
+    """Freeze several volumes (full names) of one pool at one instant, all or none."""
+    parent, group_snapshot_id = split_child(name, "groupSnapshots")
+    return Call(
+        service="GroupSnapshotService",
+        rpc="CreateGroupSnapshot",
+        request=group_snapshots.CreateGroupSnapshotRequest(
+            parent=parent,
+            group_snapshot_id=group_snapshot_id,
+            volumes=volumes,
+            labels=labels or {},
+        ),
+        take=lambda r: r.group_snapshot,
+    )
+
+
+def get_group_snapshot(name: str) -> Call[group_snapshot_v1.GroupSnapshot]:
+    """Return one group snapshot with its snapshots."""
+    return Call(
+        service="GroupSnapshotService",
+        rpc="GetGroupSnapshot",
+        request=group_snapshots.GetGroupSnapshotRequest(name=name),
+        take=lambda r: r.group_snapshot,
+    )
+
+
+def list_group_snapshots(
+    parent: str, *, page_size: int = 0
+) -> Listing[group_snapshot_v1.GroupSnapshot]:
+    """List group snapshots of `pools/p`, or of all pools (`pools/-`), in the order of names."""
+    return Listing(
+        service="GroupSnapshotService",
+        rpc="ListGroupSnapshots",
+        request=group_snapshots.ListGroupSnapshotsRequest(
+            parent=parent, page_size=_int32(page_size, "page_size")
+        ),
+        items=lambda r: r.group_snapshots,
+    )
+
+
+def delete_group_snapshot(name: str) -> Call[None]:
+    """Delete a group snapshot and its snapshots; what was made from them keeps working."""
+    return Call(
+        service="GroupSnapshotService",
+        rpc="DeleteGroupSnapshot",
+        request=group_snapshots.DeleteGroupSnapshotRequest(name=name),
+        take=_nothing,
+    )
+
+
 # Images.
 
 
@@ -298,12 +355,28 @@ def attach_volume(
     host: str,
     *,
     access_mode: attachment.AccessMode = attachment.ACCESS_MODE_READ_WRITE,
+    hand_over_from: str = "",
 ) -> Call[attachment.Attachment]:
-    """Give a host the right to use a volume; the answer tells it how."""
+    """Give a host the right to use a volume; the answer tells it how.
+
+    With `hand_over_from`, the host that may write now, it is on standby until `hand_over_volume`.
+    """
     return Call(
         service="AttachmentService",
         rpc="AttachVolume",
-        request=attachments.AttachVolumeRequest(volume=volume, host=host, access_mode=access_mode),
+        request=attachments.AttachVolumeRequest(
+            volume=volume, host=host, access_mode=access_mode, hand_over_from=hand_over_from
+        ),
+        take=lambda r: r.attachment,
+    )
+
+
+def hand_over_volume(volume: str, host: str) -> Call[attachment.Attachment]:
+    """Move the right to write to a host on standby; the host that had it is on standby then."""
+    return Call(
+        service="AttachmentService",
+        rpc="HandOverVolume",
+        request=attachments.HandOverVolumeRequest(volume=volume, host=host),
         take=lambda r: r.attachment,
     )
 
@@ -405,7 +478,8 @@ def _nothing(_response: object) -> None:
     return None
 
 
-def _int64(size_bytes: int, field: str = "size_bytes") -> int:
+def int64(size_bytes: int, field: str = "size_bytes") -> int:
+    """Return a number that a message can hold, or raise OutOfRangeError naming the field."""
     if -(1 << 63) <= size_bytes < 1 << 63:
         return size_bytes
     raise OutOfRangeError(

@@ -13,12 +13,15 @@ from volcore import limits
 from volcore.errors import InvalidArgumentError, Reason
 from volcore.v1 import (
     attachment_service_pb2_grpc,
+    group_snapshot_service_pb2_grpc,
+    image_service_pb2,
     image_service_pb2_grpc,
     operation_service_pb2_grpc,
     pool_service_pb2_grpc,
     snapshot_service_pb2_grpc,
     volume_service_pb2_grpc,
 )
+from volcore.wire import frames
 
 ChannelT = TypeVar("ChannelT")
 DEFAULT_ENDPOINT: Final = "unix:///run/volcore/volcore.sock"
@@ -32,10 +35,24 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+
+
+def _image_stub(channel: Any) -> Any:
+    """Return a stub whose ImportImage takes bytes for a message with nothing but `data`."""
+    stub: Any = image_service_pb2_grpc.ImageServiceStub(channel)
+    stub.ImportImage = channel.stream_stream(
+        "/volcore.v1.ImageService/ImportImage",
+        request_serializer=frames.pack,
+        response_deserializer=image_service_pb2.ImportImageResponse.FromString,
+    )
+    return stub
+
+
 _STUBS: Final[dict[str, Callable[[Any], Any]]] = {
     "VolumeService": volume_service_pb2_grpc.VolumeServiceStub,
+    "GroupSnapshotService": group_snapshot_service_pb2_grpc.GroupSnapshotServiceStub,
     "SnapshotService": snapshot_service_pb2_grpc.SnapshotServiceStub,
-    "ImageService": image_service_pb2_grpc.ImageServiceStub,
+    "ImageService": _image_stub,
     "AttachmentService": attachment_service_pb2_grpc.AttachmentServiceStub,
     "PoolService": pool_service_pb2_grpc.PoolServiceStub,
     "OperationService": operation_service_pb2_grpc.OperationServiceStub,
@@ -87,6 +104,14 @@ def split_endpoints(endpoint: str | None) -> tuple[str, ...]:
     )
 
 
+def socket_path(target: str) -> str:
+    """Return the path of a target's unix socket, empty for TCP."""
+    if not target.startswith("unix:"):
+        return ""
+    path = target.removeprefix("unix:")
+    return path[2:] if path.startswith("//") else path
+
+
 class Connections(Generic[ChannelT]):
     """One channel per endpoint, made when first needed; the one that answers is stayed with."""
 
@@ -107,6 +132,11 @@ class Connections(Generic[ChannelT]):
             if (at, service) not in self._stubs:
                 self._stubs[at, service] = _STUBS[service](self._channels[at])
             return getattr(self._stubs[at, service], name)
+
+    @property
+    def target(self) -> str:
+        """The present endpoint."""
+        return self._targets[self._index]
 
     def next_endpoint(self) -> None:
         """Turn to the next endpoint; the present one cannot be reached."""

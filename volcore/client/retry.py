@@ -63,6 +63,8 @@ def worth_repeating(error: VolcoreError) -> bool:
     """Say whether the same call may succeed soon without anybody doing anything."""
     if isinstance(error, UnavailableError):
         return True
+    if error.reason is Reason.HANDED_FILE_UNKNOWN:  # the server was restarted in between
+        return True
     if isinstance(error, OperationPendingError):
         return error.retryable
     return isinstance(error, ExhaustedError) and error.reason is Reason.TOO_MANY_REQUESTS

@@ -12,9 +12,10 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from volcore import limits
-from volcore.client import calls
+from volcore.client import calls, checks
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
+from volcore.client.handover import offer
 from volcore.client.retry import RetryPolicy, Tries
 from volcore.client.transfer import (
     Download,
@@ -23,6 +24,7 @@ from volcore.client.transfer import (
     Upload,
     import_header,
     target_file,
+    with_handle,
 )
 from volcore.errors import InvalidArgumentError, Reason, UnavailableError, VolcoreError
 from volcore.v1 import image_pb2, image_service_pb2
@@ -98,21 +100,30 @@ class Client:
     resize_volume = _unary(calls.resize_volume)
     revert_volume = _unary(calls.revert_volume)
     flatten_volume = _unary(calls.flatten_volume)
+    verify_volume = _unary(checks.verify_volume)
     delete_volume = _unary(calls.delete_volume)
     create_snapshot = _unary(calls.create_snapshot)
     get_snapshot = _unary(calls.get_snapshot)
     list_snapshots = _paged(calls.list_snapshots)
+    verify_snapshot = _unary(checks.verify_snapshot)
     delete_snapshot = _unary(calls.delete_snapshot)
+    create_group_snapshot = _unary(calls.create_group_snapshot)
+    get_group_snapshot = _unary(calls.get_group_snapshot)
+    list_group_snapshots = _paged(calls.list_group_snapshots)
+    delete_group_snapshot = _unary(calls.delete_group_snapshot)
     publish_image = _unary(calls.publish_image)
     get_image = _unary(calls.get_image)
     list_images = _paged(calls.list_images)
+    verify_image = _unary(checks.verify_image)
     delete_image = _unary(calls.delete_image)
     attach_volume = _unary(calls.attach_volume)
+    hand_over_volume = _unary(calls.hand_over_volume)
     get_attachment = _unary(calls.get_attachment)
     list_attachments = _paged(calls.list_attachments)
     detach_volume = _unary(calls.detach_volume)
     get_pool = _unary(calls.get_pool)
     list_pools = _paged(calls.list_pools)
+    scrub_pool = _unary(checks.scrub_pool)
     get_operation = _unary(calls.get_operation)
     list_operations = _paged(calls.list_operations)
     wait_operation = _unary(calls.wait_operation)
@@ -129,10 +140,11 @@ class Client:
         labels: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
     ) -> image_pb2.Image:
-        """Import an image: upload `source`, or let the server read its own `server_path`.
+        """Import an image: send `source`, or let the server read its own `server_path`.
 
-        `source` is a path, a readable binary file, or an iterator of pieces. Breaking it off
-        leaves nothing on the server.
+        `source` is a path, a readable binary file, or an iterator of pieces. A file goes to a
+        server on this machine as an open descriptor, without copying; everything else is
+        uploaded. Breaking it off leaves nothing on the server.
         """
         if (source is None) == (not server_path):
             raise InvalidArgumentError(
@@ -149,16 +161,21 @@ class Client:
             labels=labels,
         )
 
-        def requests() -> Iterator[image_service_pb2.ImportImageRequest]:
+        def requests(handle: str) -> Iterator[image_service_pb2.ImportImageRequest | bytes]:
+            if handle:
+                yield with_handle(header, handle)
+                return
             yield header
-            for frame in upload.frames():
-                yield image_service_pb2.ImportImageRequest(data=frame)
+            yield from upload.frames()
 
         def once(method: Any, **options: Any) -> image_pb2.Image:
-            stream = method(requests(), **options)
+            offered = offer(self._connections.target, upload, options["timeout"])
+            stream = method(requests(offered.handle), **options)
             try:
                 for response in stream:
                     if response.HasField("image"):
+                        if offered.handle:
+                            upload.finish()
                         return response.image  # type: ignore[no-any-return]
                     if on_progress is not None:
                         on_progress(response.progress)
@@ -168,6 +185,7 @@ class Client:
                 raise
             finally:
                 stream.cancel()
+                offered.close()
             raise unfinished()
 
         return self._tried(

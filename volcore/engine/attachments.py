@@ -1,9 +1,17 @@
 """Attachments: which host may use a volume, how, and where it finds it.
 
-Read-write is one host at a time; read-only may be many as long as none may write.
+Read-write is one host at a time; read-only may be many as long as none may write. For a live
+migration a second host may be attached read-write on standby: it reads, and writes are refused. A
+hand-over moves the right to write from one to the other; there are never two writers.
+
+Invariant INV-ATT-1 (must): of the exports of a volume at most one lets writes in, and none that the
+catalog has on standby. A hand-over shuts the source's export and waits until its writes are
+durable, then commits, then opens the target's; after a crash the catalog decides.
 """
 
 from functools import partial
+
+import structlog
 
 from volcore.backends.contract import BlockDevice, RbdConnection, SupportsDirectAttach
 from volcore.engine.pool import Pool, drop, now_ns, put, volume_lock
@@ -12,6 +20,7 @@ from volcore.engine.views import AttachmentView, NbdConnection
 from volcore.errors import (
     Blocker,
     ConflictError,
+    InvalidArgumentError,
     NotFoundError,
     NotSupportedError,
     PreconditionError,
@@ -20,6 +29,8 @@ from volcore.errors import (
 from volcore.model import names
 from volcore.model.records import AccessMode, Attachment, Volume
 
+_log = structlog.get_logger("volcore.engine")
+
 
 class Attachments:
     """Use cases of attachments; every call may be repeated blindly."""
@@ -27,29 +38,41 @@ class Attachments:
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
 
-    def attach(self, pool: str, volume: str, host: str, mode: AccessMode) -> AttachmentView:
+    def attach(
+        self, pool: str, volume: str, host: str, mode: AccessMode, *, hand_over_from: str = ""
+    ) -> AttachmentView:
         """Give `host` the right to use `volume`.
+
+        With `hand_over_from`, the host that may write now, the attachment is on standby.
 
         Raises:
             NotFoundError: VOLUME_NOT_FOUND.
-            ConflictError: the host has it with another mode.
-            PreconditionError: VOLUME_IN_USE, naming the other hosts.
+            ConflictError: the host has it with another mode, or from another host.
+            PreconditionError: VOLUME_IN_USE, naming the other hosts; WRONG_STATE, `hand_over_from`
+                may not write.
         """
         at = self._pools.open(pool)
         names.check_name(host, field="host")
+        if hand_over_from:
+            _check_hand_over(host, mode, hand_over_from)
         with at.locks.hold([volume_lock(volume)]):
             record = at.volume(names.check_name(volume, field="volume"))
             _check_reachable(at)
             others = attachments_of(at, record)
             mine = next((a for a in others if a.host == host), None)
             if mine is None:
-                _check_alone(at, record, others, mode)
+                if hand_over_from:
+                    _check_source(at, record, others, hand_over_from)
+                else:
+                    _check_alone(at, record, others, mode)
                 mine = Attachment(
                     volume=volume,
                     host=host,
                     volume_id=record.id,
                     access_mode=mode,
                     create_time_ns=now_ns(),
+                    hand_over_from=hand_over_from,
+                    standby=bool(hand_over_from),
                 )
                 at.catalog.commit([put(record.but(), record), put(mine)])
             elif mine.access_mode is not mode:
@@ -59,7 +82,53 @@ class Attachments:
                     reason=Reason.NAME_TAKEN,
                     access_mode=mine.access_mode,
                 )
-            return AttachmentView(record=mine, connection=_connect(at, record, mode))
+            else:
+                _check_same(at, record, mine, others, hand_over_from)
+            _offer(at, record, mine)
+            return AttachmentView(record=mine, connection=_connection(at, record, mine))
+
+    def hand_over(self, pool: str, volume: str, host: str) -> AttachmentView:
+        """Move the right to write to `host`; whoever had it is on standby from now on.
+
+        What the source's clients wrote is durable before the target may write; their later writes
+        are refused. The host that may write already is no error. Where clients reach the storage
+        themselves (rbd), only the records change: there the image's exclusive lock moves by itself.
+
+        Raises:
+            NotFoundError: VOLUME_NOT_FOUND; ATTACHMENT_NOT_FOUND.
+            PreconditionError: WRONG_STATE, the host is attached read-only.
+            DeadlineError: writes of the source are still under way: it keeps the right; repeat.
+        """
+        at = self._pools.open(pool)
+        names.check_name(host, field="host")
+        with at.locks.hold([volume_lock(volume)]):
+            record = at.volume(names.check_name(volume, field="volume"))
+            attached = attachments_of(at, record)
+            mine = next((a for a in attached if a.host == host), None)
+            if mine is None:
+                raise _not_attached(volume, host)
+            if mine.access_mode is AccessMode.READ_ONLY:
+                raise PreconditionError(
+                    f"host {host!r} has volume {volume!r} attached read-only; only a read-write "
+                    "attachment can take the right to write over",
+                    reason=Reason.WRONG_STATE,
+                )
+            if mine.standby:
+                target = mine.but(standby=False)
+                changes = [put(target, mine)]
+                writer = next((a for a in attached if not a.standby), None)
+                if writer is not None:
+                    changes.append(put(writer.but(standby=True), writer))
+                try:
+                    if writer is not None:
+                        _set_writable(at, record, writer, writable=False)
+                    at.catalog.commit(changes)
+                finally:
+                    _settle_rights(at, record)
+                mine = target
+            else:
+                _settle_rights(at, record)
+            return AttachmentView(record=mine, connection=_connection(at, record, mine))
 
     def get(self, pool: str, volume: str, host: str) -> AttachmentView:
         """Return an attachment and how to reach its volume.
@@ -71,13 +140,8 @@ class Attachments:
         record = at.volume(volume)
         found = at.find(Attachment, f"{volume}/{host}")
         if found is None or found.volume_id != record.id:
-            raise NotFoundError(
-                f"volume {volume!r} is not attached to host {host!r}; attach it first",
-                reason=Reason.ATTACHMENT_NOT_FOUND,
-                volume=volume,
-                host=host,
-            )
-        return AttachmentView(record=found, connection=_connect(at, record, found.access_mode))
+            raise _not_attached(volume, host)
+        return AttachmentView(record=found, connection=_connection(at, record, found))
 
     def list(
         self, pool: str, volume: str | None = None, *, after: str = "", limit: int
@@ -90,7 +154,7 @@ class Attachments:
         return [
             AttachmentView(
                 record=record,
-                connection=_connect(at, at.volume(record.volume), record.access_mode),
+                connection=_connection(at, at.volume(record.volume), record),
             )
             for record in at.list(Attachment, prefix=prefix, after=after, limit=limit)
         ]
@@ -109,8 +173,10 @@ class Attachments:
             mine = next((a for a in attached if a.host == host), None)
             if mine is None:
                 return
-            if len(attached) == 1 and at.exporter is not None:
-                at.exporter.withdraw(export_name(at, record))
+            name = export_name(at, mine)
+            shared = any(export_name(at, a) == name for a in attached if a is not mine)
+            if at.exporter is not None and not shared:
+                at.exporter.withdraw(name)
             at.catalog.commit([drop(mine)])
 
 
@@ -119,12 +185,13 @@ def republish(at: Pool) -> None:
     for attachment in at.list(Attachment):
         volume = at.find(Volume, attachment.volume)
         if volume is not None and volume.id == attachment.volume_id:
-            _connect(at, volume, attachment.access_mode)
+            _offer(at, volume, attachment)
 
 
-def export_name(at: Pool, volume: Volume) -> str:
-    """Return the name of a volume's export."""
-    return f"{at.name}/{volume.name}"
+def export_name(at: Pool, attachment: Attachment) -> str:
+    """Return the name of an attachment's export; the target of a hand-over has one of its own."""
+    shared = f"{at.name}/{attachment.volume}"
+    return f"{shared}/{attachment.host}" if attachment.hand_over_from else shared
 
 
 def attachments_of(at: Pool, volume: Volume) -> list[Attachment]:
@@ -160,15 +227,103 @@ def _check_reachable(at: Pool) -> None:
         )
 
 
-def _connect(at: Pool, volume: Volume, mode: AccessMode) -> NbdConnection | RbdConnection:
-    """Return where the volume is, offering it first where that is needed."""
-    read_only = mode is AccessMode.READ_ONLY
+def _check_hand_over(host: str, mode: AccessMode, source: str) -> None:
+    """Refuse what can be no hand-over, whatever the state of the volume."""
+    names.check_name(source, field="hand_over_from")
+    if mode is not AccessMode.READ_WRITE or source == host:
+        raise InvalidArgumentError(
+            "hand_over_from names another host than the one to attach, which is attached "
+            "read-write; correct the request",
+            reason=Reason.BAD_FIELD,
+            field="hand_over_from",
+        )
+
+
+def _check_source(at: Pool, volume: Volume, others: list[Attachment], source: str) -> None:
+    """Refuse a target unless `source` alone has the volume and may write."""
+    writer = next((a for a in others if a.host == source), None)
+    if writer is None or writer.standby or writer.access_mode is AccessMode.READ_ONLY:
+        raise PreconditionError(
+            f"host {source!r} has no right to write to volume {volume.name!r} that it could hand "
+            "over; attach it there first",
+            reason=Reason.WRONG_STATE,
+        )
+    rest = [a for a in others if a is not writer]
+    if rest:
+        raise in_use(at, volume, rest)
+
+
+def _check_same(
+    at: Pool, volume: Volume, mine: Attachment, attached: list[Attachment], source: str
+) -> None:
+    """Refuse a repeated attachment that asks for more than there is, or from another host."""
+    if source and source != mine.hand_over_from:
+        raise ConflictError(
+            f"host {mine.host!r} has volume {volume.name!r} attached, not to take over from "
+            f"{source!r}; detach it first",
+            reason=Reason.NAME_TAKEN,
+        )
+    if mine.standby and not source:
+        raise in_use(at, volume, [a for a in attached if a is not mine] or [mine])
+
+
+def _not_attached(volume: str, host: str) -> NotFoundError:
+    return NotFoundError(
+        f"volume {volume!r} is not attached to host {host!r}; attach it first",
+        reason=Reason.ATTACHMENT_NOT_FOUND,
+        volume=volume,
+        host=host,
+    )
+
+
+def _connection(at: Pool, volume: Volume, attachment: Attachment) -> NbdConnection | RbdConnection:
+    """Return where the volume is."""
     if isinstance(at.backend, SupportsDirectAttach):
+        read_only = attachment.access_mode is AccessMode.READ_ONLY
         return at.backend.connection(volume.backend_id, read_only=read_only)
     _check_reachable(at)
     assert at.exporter is not None
-    opener = partial(_open, at, volume.backend_id)
-    return at.exporter.publish(export_name(at, volume), opener, read_only=read_only)
+    return at.exporter.connection(export_name(at, attachment))
+
+
+def _offer(at: Pool, volume: Volume, attachment: Attachment) -> None:
+    """Make the volume reachable for an attachment, where clients come through this server."""
+    if at.exporter is None or isinstance(at.backend, SupportsDirectAttach):
+        return
+    name = export_name(at, attachment)
+    at.exporter.publish(
+        name,
+        partial(_open, at, volume.backend_id),
+        read_only=attachment.access_mode is AccessMode.READ_ONLY,
+        hosts=partial(_hosts, at, volume, name),
+        writable=not attachment.standby,
+    )
+
+
+def _settle_rights(at: Pool, volume: Volume) -> None:
+    """Let in the writes of the host that the catalog names, after shutting the others out."""
+    attached = attachments_of(at, volume)
+    for attachment in sorted(attached, key=lambda a: not a.standby):
+        if attachment.access_mode is AccessMode.READ_WRITE:
+            _set_writable(at, volume, attachment, writable=not attachment.standby)
+
+
+def _set_writable(at: Pool, volume: Volume, attachment: Attachment, *, writable: bool) -> None:
+    """Move the gate of an attachment's export, if it has one."""
+    if at.exporter is not None and not isinstance(at.backend, SupportsDirectAttach):
+        _log.info(
+            "right to write",
+            pool=at.name,
+            volume=volume.name,
+            host=attachment.host,
+            writable=writable,
+        )
+        at.exporter.set_writable(export_name(at, attachment), writable)
+
+
+def _hosts(at: Pool, volume: Volume, name: str) -> list[str]:
+    """Return the hosts that may use the export `name`."""
+    return [a.host for a in attachments_of(at, volume) if export_name(at, a) == name]
 
 
 def _open(at: Pool, backend_id: str, read_only: bool) -> BlockDevice:

@@ -6,21 +6,24 @@ settled by the same code whether the call fails, the client repeats it, or a ser
 start: creations are rolled back, everything else is rolled forward.
 
 Invariants:
-1. INV-ENG-1 (must): no backend object is made before its intent is durable.
+1. INV-ENG-1 (must): no backend object is made before its intent is durable, but names that the
+   backend deletes by itself (`SupportsCloneMany`).
 2. INV-ENG-2 (must): only READY records are visible.
 3. INV-ENG-3 (must): settling twice does what settling once does.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import structlog
 
 from volcore.backends.contract import SupportsRevert
-from volcore.catalog.contract import Change
+from volcore.catalog.contract import ANYTHING, Change
 from volcore.engine.pool import Pool, drop, put
 from volcore.errors import NotFoundError, PreconditionError, Reason, VolcoreError
 from volcore.model.records import (
+    GroupSnapshot,
     Image,
     Intent,
     IntentAction,
@@ -32,17 +35,26 @@ from volcore.model.records import (
 )
 
 _log = structlog.get_logger("volcore.engine")
-_SUBJECTS: dict[IntentAction, type[Volume] | type[Snapshot] | type[Image]] = {
+_SUBJECTS: dict[IntentAction, type[Volume] | type[Snapshot] | type[GroupSnapshot] | type[Image]] = {
     IntentAction.CREATE_VOLUME: Volume,
     IntentAction.DELETE_VOLUME: Volume,
     IntentAction.RESIZE_VOLUME: Volume,
     IntentAction.REVERT_VOLUME: Volume,
     IntentAction.CREATE_SNAPSHOT: Snapshot,
     IntentAction.DELETE_SNAPSHOT: Snapshot,
+    IntentAction.CREATE_GROUP_SNAPSHOT: GroupSnapshot,
+    IntentAction.DELETE_GROUP_SNAPSHOT: GroupSnapshot,
     IntentAction.CREATE_IMAGE: Image,
     IntentAction.DELETE_IMAGE: Image,
 }
-_CREATIONS = {IntentAction.CREATE_VOLUME, IntentAction.CREATE_SNAPSHOT, IntentAction.CREATE_IMAGE}
+_CREATIONS = {
+    IntentAction.CREATE_VOLUME,
+    IntentAction.CREATE_SNAPSHOT,
+    IntentAction.CREATE_GROUP_SNAPSHOT,
+    IntentAction.CREATE_IMAGE,
+}
+_ONE_WAY = _CREATIONS | {IntentAction.DELETE_GROUP_SNAPSHOT}
+"""Not restored when the backend refuses: members of the group may be gone already."""
 
 
 @contextmanager
@@ -58,9 +70,11 @@ def change(
 
     `joined` False demands an intent also where one transaction would do: for acts too long to hold
     a transaction open. When the block fails, creations leave nothing; other changes leave the
-    object as it was if the backend refused, and otherwise an intent that is settled later.
+    object as it was if the backend refused, and otherwise an intent that is settled later; so does
+    the deletion of a group, which takes several steps.
     """
     if pool.backend.caps.joins_catalog and joined is not False:
+        begin, end = _collapsed(begin, end)
         with pool.catalog.transaction():
             pool.catalog.commit(begin)
             yield
@@ -75,12 +89,28 @@ def change(
         raise
 
 
+def _collapsed(begin: Sequence[Change], end: Sequence[Change]) -> tuple[list[Change], list[Change]]:
+    """Return the same without what nobody can see: records that the same transaction replaces."""
+    replaced = {(each.kind, each.key) for each in end}
+    passing = {(each.kind, each.key) for each in begin if not each.check_only} & replaced
+    return (
+        [
+            replace(each, check_only=True) if (each.kind, each.key) in passing else each
+            for each in begin
+        ],
+        [
+            replace(each, expect=ANYTHING) if (each.kind, each.key) in passing else each
+            for each in end
+        ],
+    )
+
+
 def _settle_after(pool: Pool, intent: Intent, err: BaseException) -> None:
     """Settle a failed change as far as that is possible now; the rest is left to recovery."""
     try:
         if intent.action in _CREATIONS:
             settle(pool, intent)
-        elif isinstance(err, PreconditionError):
+        elif isinstance(err, PreconditionError) and intent.action not in _ONE_WAY:
             restore(pool, intent)
     except VolcoreError as second:
         _log.warning(
@@ -112,7 +142,7 @@ def settle(pool: Pool, intent: Intent) -> None:
     try:
         end = _ACTIONS[intent.action](pool, intent, record)
     except PreconditionError as err:
-        if intent.action in _CREATIONS or err.reason is not Reason.VOLUME_IN_USE:
+        if intent.action in _ONE_WAY or err.reason is not Reason.VOLUME_IN_USE:
             raise
         restore(pool, intent)
         return
@@ -140,6 +170,12 @@ def snapshots_of(pool: Pool, volume: str, volume_id: str) -> list[Snapshot]:
     return pool.list(Snapshot, prefix=f"{volume}/", wanted=lambda s: s.volume_id == volume_id)
 
 
+def members_of(pool: Pool, group: GroupSnapshot) -> list[Snapshot]:
+    """Return the snapshots of a group in the order of its volumes, whatever their state."""
+    found = (pool.find(Snapshot, key) for key in group.member_keys)
+    return [member for member in found if member is not None and member.group_id == group.id]
+
+
 def _drop_all(records: Sequence[Record | None]) -> list[Change]:
     return [drop(record) for record in records if record is not None]
 
@@ -160,6 +196,16 @@ def _delete_snapshot(pool: Pool, intent: Intent, record: Record | None) -> list[
     with suppress(NotFoundError):
         pool.backend.delete_snapshot(intent.backend_volume_id, intent.backend_snapshot_id)
     return _drop_all([record])
+
+
+def _delete_group_snapshot(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    if not isinstance(record, GroupSnapshot):
+        return []
+    members = members_of(pool, record)
+    for member in members:
+        with suppress(NotFoundError):
+            pool.backend.delete_snapshot(member.backend_volume_id, member.backend_id)
+    return _drop_all([*members, record])
 
 
 def _resize_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
@@ -184,6 +230,8 @@ _ACTIONS = {
     IntentAction.DELETE_IMAGE: _delete_image,
     IntentAction.CREATE_SNAPSHOT: _delete_snapshot,
     IntentAction.DELETE_SNAPSHOT: _delete_snapshot,
+    IntentAction.CREATE_GROUP_SNAPSHOT: _delete_group_snapshot,
+    IntentAction.DELETE_GROUP_SNAPSHOT: _delete_group_snapshot,
     IntentAction.RESIZE_VOLUME: _resize_volume,
     IntentAction.REVERT_VOLUME: _revert_volume,
 }

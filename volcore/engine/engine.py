@@ -8,10 +8,13 @@ from volcore.backends.contract import SupportsCollect, VolumeBackend
 from volcore.catalog.contract import Catalog
 from volcore.engine.attachments import Attachments, republish
 from volcore.engine.changes import settle
+from volcore.engine.checks import Checks
+from volcore.engine.group_snapshots import GroupSnapshots
 from volcore.engine.images import Images, ImageSettings
 from volcore.engine.operations import Operations
 from volcore.engine.pool import Exporter, Pool
 from volcore.engine.pools import Pools
+from volcore.engine.schedule import Schedule, ScrubSettings
 from volcore.engine.snapshots import Snapshots
 from volcore.engine.volumes import Volumes
 from volcore.errors import PreconditionError
@@ -27,6 +30,7 @@ class EngineSettings:
     server_id: str
     worker_threads: int = 2
     images: ImageSettings = field(default_factory=ImageSettings)
+    scrub: ScrubSettings = field(default_factory=ScrubSettings)
 
 
 class Engine:
@@ -38,8 +42,11 @@ class Engine:
         self.operations = Operations(self.pools, worker_threads=settings.worker_threads)
         self.volumes = Volumes(self.pools, self.operations)
         self.snapshots = Snapshots(self.pools)
+        self.group_snapshots = GroupSnapshots(self.pools)
         self.images = Images(self.pools, self.operations, settings.images)
         self.attachments = Attachments(self.pools)
+        self.checks = Checks(self.pools, self.operations, settings.images.directories)
+        self.schedule = Schedule(self.pools, self.checks, settings.scrub)
 
     def add_pool(
         self, name: str, backend: VolumeBackend, catalog: Catalog, exporter: Exporter | None
@@ -57,6 +64,7 @@ class Engine:
 
     def close(self, timeout_s: float) -> None:
         """Interrupt background work so that it goes on at the next start; pools stay open."""
+        self.schedule.close()
         self.operations.close(timeout_s)
 
 

@@ -106,6 +106,7 @@ class Images:
             arrival.Source(
                 format_name=request.format_name,
                 server_path=request.server_path,
+                handed=request.handed,
                 chunks=request.chunks,
                 upload_size_bytes=request.upload_size_bytes,
             ),
@@ -130,7 +131,10 @@ class Images:
                 _share(at, creating, digest)
                 at.backend.create_snapshot(creating.backend_volume_id, BASE)
                 ready = creating.but(
-                    state=State.READY, digest=digest, source_format=incoming.format_name
+                    state=State.READY,
+                    digest=digest,
+                    source_format=incoming.format_name,
+                    source_path=incoming.source_path,
                 )
                 end.append(put(ready, creating))
             return ready

@@ -26,6 +26,7 @@ from volcore.errors import (
     VolcoreError,
 )
 from volcore.model import names
+from volcore.model.checks import Check
 from volcore.model.records import Operation, Phase
 
 KEEP_S: Final = 24 * 3600
@@ -44,6 +45,7 @@ class Work:
     operation: Operation
     subject_id: str
     watch: Callable[[Operation], None] | None = None
+    write_interval_s: float = WRITE_INTERVAL_S
     cancelled: threading.Event = field(default_factory=threading.Event)
     interrupted: threading.Event = field(default_factory=threading.Event)
     """The server is stopping: leave the work as it is, it goes on at the next start."""
@@ -71,7 +73,7 @@ class Work:
             self.operation,
             self.operation.but(done_bytes=done_bytes, total_bytes=total_bytes),
         )
-        if now - self._written >= WRITE_INTERVAL_S:
+        if now - self._written >= self.write_interval_s:
             self._written = now
             self.write(after)
         else:
@@ -81,6 +83,10 @@ class Work:
         if self.watch is not None and now - self._watched >= WATCH_INTERVAL_S:
             self._watched = now
             self.watch(self.operation)
+
+    def note(self, check: Check) -> None:
+        """Take over how far a check is; written with the next progress, and at the end."""
+        self.operation = self.operation.but(check=check, revision=self.operation.revision)
 
     def write(self, operation: Operation) -> None:
         """Make `operation` the durable record."""
@@ -106,10 +112,18 @@ class Operations:
         self._lock = threading.Lock()
         self._resumable: dict[str, Action] = {}
         self._executor = ThreadPoolExecutor(worker_threads, thread_name_prefix="operation")
+        self._own_executors: dict[str, ThreadPoolExecutor] = {}
 
-    def resume_with(self, action_name: str, action: Action) -> None:
-        """Tell how to go on with work of this kind after a restart."""
+    def resume_with(self, action_name: str, action: Action, *, own_threads: int = 0) -> None:
+        """Tell how to go on with work of this kind after a restart.
+
+        With `own_threads` it has so many threads of its own: other work need not wait for it.
+        """
         self._resumable[action_name] = action
+        if own_threads:
+            self._own_executors[action_name] = ThreadPoolExecutor(
+                own_threads, thread_name_prefix=action_name
+            )
 
     def get(self, pool: str, operation_id: str) -> Operation:
         """Return an operation.
@@ -164,15 +178,22 @@ class Operations:
         return work.operation
 
     def start(
-        self, pool: Pool, action_name: str, target: str, subject_id: str, action: Action
+        self,
+        pool: Pool,
+        action_name: str,
+        target: str,
+        subject_id: str,
+        action: Action,
+        *,
+        check: Check | None = None,
     ) -> Operation:
         """Start work in the background; while the same runs already, return that."""
         with self._lock:
             for work in self._running.values():
                 if (work.subject_id, work.operation.action) == (subject_id, action_name):
                     return work.operation
-        work = self.begin(pool, action_name, target, subject_id)
-        self._executor.submit(self._run, work, action)
+        work = self.begin(pool, action_name, target, subject_id, check=check)
+        self._submit(work, action)
         return work.operation
 
     def begin(
@@ -182,6 +203,8 @@ class Operations:
         target: str,
         subject_id: str,
         watch: Callable[[Operation], None] | None = None,
+        *,
+        check: Check | None = None,
     ) -> Work:
         """Record work that the caller does itself; it must call `finish`."""
         operation = Operation(
@@ -191,6 +214,7 @@ class Operations:
             subject_id=subject_id,
             phase=Phase.RUNNING,
             create_time_ns=now_ns(),
+            check=check,
         )
         pool.catalog.commit([put(operation)])
         work = Work(pool, operation, subject_id, watch)
@@ -243,7 +267,7 @@ class Operations:
                 work = Work(pool, operation, operation.subject_id)
                 with self._lock:
                     self._running[operation.id] = work
-                self._executor.submit(self._run, work, self._resumable[operation.action])
+                self._submit(work, self._resumable[operation.action])
             else:
                 cut_off = OperationPendingError(
                     "the server was stopped meanwhile and nothing of it is left; start it again",
@@ -261,7 +285,12 @@ class Operations:
             work.interrupted.set()
         for work in works:
             work.ended.wait(max(0.0, deadline - time.monotonic()))
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, *self._own_executors.values()):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, work: Work, action: Action) -> None:
+        executor = self._own_executors.get(work.operation.action, self._executor)
+        executor.submit(self._run, work, action)
 
     def _run(self, work: Work, action: Action) -> None:
         error: BaseException | None = None

@@ -1,28 +1,49 @@
 """One pool at work: its backend, its catalog, and typed access to the records."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from volcore.backends.contract import BlockDevice, VolumeBackend
+from volcore.backends.contract import BlockDevice, SupportsSyncAhead, VolumeBackend
 from volcore.catalog.contract import ABSENT, Absent, Catalog, Change
 from volcore.engine.locks import KeyedLocks
 from volcore.engine.views import NbdConnection
 from volcore.errors import NotFoundError, Reason
-from volcore.model.records import Image, Record, Snapshot, State, Volume
+from volcore.model.records import GroupSnapshot, Image, Record, Snapshot, State, Volume
 
 R = TypeVar("R", bound=Record)
 _PAGE = 500
 
 
 class Exporter(Protocol):
-    """Makes devices reachable over the network; both calls are idempotent."""
+    """Makes devices reachable over the network; all calls are idempotent."""
 
     def publish(
-        self, name: str, opener: Callable[[bool], BlockDevice], *, read_only: bool
-    ) -> NbdConnection:
-        """Offer `name`; `opener(read_only)` is called when a client comes."""
+        self,
+        name: str,
+        opener: Callable[[bool], BlockDevice],
+        *,
+        read_only: bool,
+        hosts: Callable[[], Collection[str]],
+        writable: bool,
+    ) -> None:
+        """Offer `name` to `hosts()`; both callables are called when a client comes.
+
+        `writable` holds for a new export; what is offered already is changed by `set_writable`.
+        """
+
+    def connection(self, name: str) -> NbdConnection:
+        """Return how clients reach `name`, offered or not."""
+
+    def set_writable(self, name: str, writable: bool) -> None:
+        """Let clients of `name` write from now on, or not any more; reads go on.
+
+        When they may not, what they wrote is durable at return, and nothing follows.
+
+        Raises:
+            DeadlineError: writes are still under way; no more are let in.
+        """
 
     def withdraw(self, name: str) -> None:
         """Stop offering `name`: clients are disconnected, the device is flushed and closed."""
@@ -38,6 +59,13 @@ class Pool:
     exporter: Exporter | None
     server_id: str
     locks: KeyedLocks = field(default_factory=KeyedLocks)
+    syncs_ahead: SupportsSyncAhead | None = field(init=False)
+    """The backend, if it can: to ask a protocol takes longer than a statement of SQL."""
+
+    def __post_init__(self) -> None:
+        """Look at the backend once."""
+        able = self.backend if isinstance(self.backend, SupportsSyncAhead) else None
+        object.__setattr__(self, "syncs_ahead", able)
 
     def find(self, record: type[R], key: str) -> R | None:
         """Return the record, whatever its state, or None."""
@@ -100,6 +128,22 @@ class Pool:
             )
         return found
 
+    def group_snapshot(self, name: str) -> GroupSnapshot:
+        """Return the group snapshot `name`, which is ready.
+
+        Raises:
+            NotFoundError: GROUP_SNAPSHOT_NOT_FOUND.
+        """
+        found = self.find(GroupSnapshot, name)
+        if found is None or found.state is not State.READY:
+            raise NotFoundError(
+                f"pool {self.name!r} has no group snapshot {name!r}; check the name",
+                reason=Reason.GROUP_SNAPSHOT_NOT_FOUND,
+                pool=self.name,
+                group_snapshot=name,
+            )
+        return found
+
     def image(self, name: str) -> Image:
         """Return the image `name`, which is ready.
 
@@ -134,6 +178,15 @@ def unchanged(record: Record) -> Change:
     )
 
 
+def sync_ahead(pool: Pool, volumes: Sequence[Volume]) -> None:
+    """Shorten the pause that freezing the volumes means for their writers, where that is known.
+
+    Call it before the transaction that freezes them.
+    """
+    if pool.syncs_ahead is not None:
+        pool.syncs_ahead.sync_ahead([volume.backend_id for volume in volumes])
+
+
 def _bytes(expect: Record | Absent) -> bytes | Absent:
     return expect if isinstance(expect, Absent) else expect.encode()
 
@@ -141,6 +194,11 @@ def _bytes(expect: Record | Absent) -> bytes | Absent:
 def volume_lock(name: str) -> str:
     """Return the lock key of a volume and its snapshots and attachments."""
     return f"volume {name!r}"
+
+
+def group_lock(name: str) -> str:
+    """Return the lock key of a group snapshot; its volumes have locks of their own."""
+    return f"group snapshot {name!r}"
 
 
 def image_lock(name: str) -> str:

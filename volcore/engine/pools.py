@@ -1,10 +1,17 @@
 """The pools that are open, and their figures."""
 
-from volcore.backends.contract import SupportsDirectAttach, SupportsFlatten, SupportsRevert
+from volcore.backends.contract import (
+    SupportsDirectAttach,
+    SupportsFlatten,
+    SupportsGroupSnapshot,
+    SupportsRevert,
+    SupportsShortPath,
+    SupportsVerify,
+)
 from volcore.engine.pool import Pool
 from volcore.engine.views import PoolView
 from volcore.errors import NotFoundError, Reason
-from volcore.model.records import Image, State, Volume
+from volcore.model.records import Health, Image, State, Volume
 
 
 class Pools:
@@ -53,11 +60,15 @@ class Pools:
             caps=backend.caps,
             flatten=isinstance(backend, SupportsFlatten),
             revert=isinstance(backend, SupportsRevert),
+            group_snapshot=isinstance(backend, SupportsGroupSnapshot),
             connection="rbd" if isinstance(backend, SupportsDirectAttach) else "nbd",
             stats=backend.stats(),
             provisioned_bytes=sum(volume.size_bytes for volume in volumes),
             volume_count=len(volumes),
             image_count=len(pool.list(Image, wanted=lambda i: i.state is State.READY)),
+            verify=isinstance(backend, SupportsVerify),
+            health=pool.find(Health, Health.KEY),
+            short_path=backend.short_path if isinstance(backend, SupportsShortPath) else None,
         )
 
     def list(self) -> list[PoolView]:

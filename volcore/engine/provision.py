@@ -5,13 +5,23 @@ names and intents are written in one commit, the clones are made side by side, a
 it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from volcore import limits
+from volcore.backends.contract import SupportsCloneMany
 from volcore.engine.changes import settle, settle_leftover
-from volcore.engine.pool import Pool, drop, image_lock, now_ns, put, unchanged, volume_lock
+from volcore.engine.pool import (
+    Pool,
+    drop,
+    image_lock,
+    now_ns,
+    put,
+    sync_ahead,
+    unchanged,
+    volume_lock,
+)
 from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import (
     ConflictError,
@@ -118,6 +128,8 @@ def _make_locked(
 
 def _make_joined(pool: Pool, planned: Sequence[Volume], source: SourceRecord) -> None:
     """Make all or none in one transaction."""
+    if isinstance(source, Volume):
+        sync_ahead(pool, [source])
     with pool.catalog.transaction():
         check = [] if source is None else [unchanged(source)]
         pool.catalog.commit([*check, *(put(volume) for volume in planned)])
@@ -133,20 +145,8 @@ def _make_with_intents(
     begun = [(volume, volume.but(state=State.CREATING, revision=0)) for volume in planned]
     intents = {volume.name: _intent(pool, volume) for volume in planned}
     reserve = [put(creating) for _, creating in begun]
-    pool.catalog.commit([*check, *reserve, *map(put, intents.values())])
-
-    def act(pair: tuple[Volume, Volume]) -> Volume | VolcoreError:
-        try:
-            _act(pool, pair[0], source)
-        except VolcoreError as err:
-            return err
-        return pair[0]
-
-    if len(begun) == 1:
-        outcomes = [act(begun[0])]
-    else:
-        with ThreadPoolExecutor(CLONES_AT_ONCE) as executor:
-            outcomes = list(executor.map(act, begun))
+    begin = [*check, *reserve, *map(put, intents.values())]
+    outcomes = _act_on_all(pool, planned, source, lambda: pool.catalog.commit(begin))
     end = []
     for (volume, creating), outcome in zip(begun, outcomes, strict=True):
         if isinstance(outcome, Volume):
@@ -156,6 +156,55 @@ def _make_with_intents(
         if isinstance(outcome, VolcoreError):
             _undo(pool, intents[volume.name])
     return {volume.name: out for (volume, _), out in zip(begun, outcomes, strict=True)}
+
+
+def _act_on_all(
+    pool: Pool, planned: Sequence[Volume], source: SourceRecord, begin: Callable[[], None]
+) -> list[Volume | VolcoreError]:
+    """Make volumes in the backend, all at once where it can; return what became of each.
+
+    `begin` writes the intents down. What it raises is raised, and nothing was made.
+    """
+
+    def act(volume: Volume) -> Volume | VolcoreError:
+        try:
+            _act(pool, volume, source)
+        except VolcoreError as err:
+            return err
+        return volume
+
+    if isinstance(pool.backend, SupportsCloneMany) and isinstance(source, Image | Snapshot):
+        return _clone_many(pool.backend, planned, source, begin)
+    begin()
+    if len(planned) == 1:
+        return [act(planned[0])]
+    with ThreadPoolExecutor(CLONES_AT_ONCE) as executor:
+        return list(executor.map(act, planned))
+
+
+def _clone_many(
+    backend: SupportsCloneMany,
+    planned: Sequence[Volume],
+    source: Image | Snapshot,
+    begin: Callable[[], None],
+) -> list[Volume | VolcoreError]:
+    """Clone a snapshot for all volumes; the intents are written beside the backend's names."""
+    point = source.backend_snapshot_id if isinstance(source, Image) else source.backend_id
+    targets = {volume.backend_id: volume.size_bytes for volume in planned}
+    begun = False
+
+    def reserve() -> None:
+        nonlocal begun
+        begin()
+        begun = True
+
+    try:
+        failed = backend.clone_many(source.backend_volume_id, point, targets, reserve=reserve)
+    except VolcoreError as err:
+        if not begun:
+            raise
+        return [err for _ in planned]
+    return [failed.get(volume.backend_id, volume) for volume in planned]
 
 
 def _undo(pool: Pool, intent: Intent) -> None:

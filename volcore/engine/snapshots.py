@@ -1,9 +1,9 @@
 """Snapshots: create, look, delete."""
 
 from volcore.engine.changes import change, settle_leftover
-from volcore.engine.pool import Pool, drop, now_ns, put, unchanged, volume_lock
+from volcore.engine.pool import Pool, drop, now_ns, put, sync_ahead, unchanged, volume_lock
 from volcore.engine.pools import Pools
-from volcore.errors import ConflictError, ExhaustedError, Reason
+from volcore.errors import Blocker, ConflictError, ExhaustedError, PreconditionError, Reason
 from volcore.model import names
 from volcore.model.records import Intent, IntentAction, Snapshot, State, Volume
 
@@ -32,7 +32,7 @@ class Snapshots:
             existing = self._existing(at, volume, name)
             if existing is not None:
                 return _same(existing, source, labels)
-            _check_room(at, volume)
+            check_room(at, volume)
             record_id = names.new_id()
             snapshot = Snapshot(
                 volume=volume,
@@ -49,6 +49,7 @@ class Snapshots:
             creating = snapshot.but(state=State.CREATING, revision=0)
             intent = _intent(at, snapshot, IntentAction.CREATE_SNAPSHOT)
             begin = [unchanged(source), put(creating)]
+            sync_ahead(at, [source])
             with change(at, intent, begin=begin, end=[put(snapshot, creating)]):
                 at.backend.create_snapshot(source.backend_id, snapshot.backend_id)
             return snapshot
@@ -78,7 +79,11 @@ class Snapshots:
         )
 
     def delete(self, pool: str, volume: str, name: str) -> None:
-        """Delete a snapshot; what was made from it keeps working; one that is gone is no error."""
+        """Delete a snapshot; what was made from it keeps working; one that is gone is no error.
+
+        Raises:
+            PreconditionError: SNAPSHOT_IN_GROUP, naming the group snapshot.
+        """
         at = self._pools.open(pool)
         names.check_name(volume, field="volume")
         names.check_name(name, field="snapshot")
@@ -86,6 +91,7 @@ class Snapshots:
             snapshot = self._existing(at, volume, name)
             if snapshot is None:
                 return
+            refuse_grouped(at, [snapshot])
             gone = snapshot.but(state=State.DELETING)
             intent = _intent(at, snapshot, IntentAction.DELETE_SNAPSHOT)
             with change(at, intent, begin=[put(gone, snapshot)], end=[drop(gone)]):
@@ -96,26 +102,45 @@ class Snapshots:
         found = at.find(Snapshot, f"{volume}/{name}")
         if found is None or found.state is State.READY:
             return found
-        settle_leftover(at, found.id)
+        settle_leftover(at, found.group_id or found.id)
         return at.find(Snapshot, f"{volume}/{name}")
+
+
+def refuse_grouped(at: Pool, snapshots: list[Snapshot]) -> None:
+    """Refuse to delete members of a group snapshot without the others.
+
+    Raises:
+        PreconditionError: SNAPSHOT_IN_GROUP.
+    """
+    groups = sorted({snapshot.name for snapshot in snapshots if snapshot.group_id})
+    if groups:
+        raise PreconditionError(
+            f"group snapshot {groups[0]!r} holds a snapshot of volume {snapshots[0].volume!r}; "
+            "delete the group snapshot first",
+            reason=Reason.SNAPSHOT_IN_GROUP,
+            blockers=[
+                Blocker("group snapshot", f"pools/{at.name}/groupSnapshots/{name}")
+                for name in groups
+            ],
+        )
 
 
 def _same(existing: Snapshot, source: Volume, labels: dict[str, str]) -> Snapshot:
     """Return `existing` if the request would have made it."""
-    if existing.labels != labels or existing.volume_id != source.id:
+    if existing.labels != labels or existing.volume_id != source.id or existing.group_id:
         raise ConflictError(
-            f"snapshot {existing.name!r} of volume {existing.volume!r} exists with other labels; "
-            "use another name, or repeat the call with the same parameters",
+            f"snapshot {existing.name!r} of volume {existing.volume!r} exists with other labels or "
+            "in a group; use another name, or repeat the call with the same parameters",
             reason=Reason.NAME_TAKEN,
             name=existing.name,
         )
     return existing
 
 
-def _check_room(at: Pool, volume: str) -> None:
+def check_room(at: Pool, volume: str) -> None:
     """Refuse a snapshot beyond the backend's limit."""
     most = at.backend.caps.snapshots_max
-    if len(at.catalog.list(Snapshot.KIND, prefix=f"{volume}/", limit=most)) >= most:
+    if at.catalog.count(Snapshot.KIND, prefix=f"{volume}/", limit=most) >= most:
         raise ExhaustedError(
             f"volume {volume!r} has {most} snapshots, the most that its pool allows; "
             "delete some first",

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from volcore.backends.contract import BackendCaps, PoolStats, RbdConnection
-from volcore.model.records import Attachment, SourceKind
+from volcore.backends.contract import BackendCaps, PoolStats, RbdConnection, ShortPath
+from volcore.images.arrival import HandedFile
+from volcore.images.spool import Piece
+from volcore.model.records import Attachment, GroupSnapshot, Health, Snapshot, SourceKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +30,14 @@ class CreateVolume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NbdConnection:
-    """Where an NBD export is; `socket_path` is empty for TCP."""
+    """Where an NBD export is; `socket_path` is empty for TCP, `tls_hostname` without TLS."""
 
     uri: str
     export_name: str
     socket_path: str = ""
     host: str = ""
     port: int = 0
+    tls_hostname: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,14 @@ class AttachmentView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSnapshotView:
+    """A group snapshot and its snapshots, in the order of their volumes' names."""
+
+    record: GroupSnapshot
+    members: tuple[Snapshot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolView:
     """A pool and its figures."""
 
@@ -53,17 +64,23 @@ class PoolView:
     caps: BackendCaps
     flatten: bool
     revert: bool
+    group_snapshot: bool
     connection: str
     """`nbd` or `rbd`."""
     stats: PoolStats
     provisioned_bytes: int
     volume_count: int
     image_count: int
+    verify: bool
+    health: Health | None
+    """What scrubs have found; None before the first one, and where there are none."""
+    short_path: ShortPath | None
+    """Whether the short path for clones is used; None: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportRequest:
-    """What to import: a file on the server, or the bytes of an upload.
+    """What to import: a file on the server, one that was handed over, or the bytes of an upload.
 
     `format_name` is `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, or empty to find out. `chunks` yields
     the file's bytes in order; when it raises, the import stops and leaves nothing.
@@ -72,7 +89,8 @@ class ImportRequest:
     name: str
     format_name: str = ""
     server_path: str = ""
-    chunks: Iterator[bytes] | None = None
+    handed: HandedFile | None = None
+    chunks: Iterator[Piece] | None = None
     upload_size_bytes: int = 0
     expected_digest: str = ""
     labels: dict[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from volcore.engine.changes import change, settle_leftover, snapshots_of
 from volcore.engine.operations import Operations, Work
 from volcore.engine.pool import Pool, drop, now_ns, put, unchanged, volume_lock
 from volcore.engine.pools import Pools
+from volcore.engine.snapshots import refuse_grouped
 from volcore.engine.views import CreateVolume
 from volcore.errors import (
     Blocker,
@@ -198,7 +199,8 @@ class Volumes:
         """Delete a volume; what was made from it keeps working; one that is gone is no error.
 
         Raises:
-            PreconditionError: VOLUME_IN_USE, VOLUME_HAS_SNAPSHOTS (unless `force`), naming them.
+            PreconditionError: VOLUME_IN_USE, VOLUME_HAS_SNAPSHOTS (unless `force`),
+                SNAPSHOT_IN_GROUP, naming them.
             OperationPendingError: `etag` is given and not the current one.
         """
         at = self._pools.open(pool)
@@ -212,6 +214,9 @@ class Volumes:
             _check_etag(volume, etag)
             _refuse_in_use(at, volume)
             snapshots = snapshots_of(at, name, volume.id)
+            for group_id in {s.group_id for s in snapshots if s.group_id}:
+                if settle_leftover(at, group_id):
+                    snapshots = snapshots_of(at, name, volume.id)
             if snapshots and not force:
                 raise PreconditionError(
                     f"volume {name!r} has {len(snapshots)} snapshots; delete them first, "
@@ -222,6 +227,7 @@ class Volumes:
                         for s in snapshots
                     ],
                 )
+            refuse_grouped(at, snapshots)
             self._operations.stop(at, volume.id)
             gone = volume.but(state=State.DELETING)
             hidden = [s.but(state=State.DELETING) for s in snapshots]

@@ -7,14 +7,18 @@ rewritten. Times are integer nanoseconds since the epoch, UTC.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import partial
-from typing import Any, ClassVar, Final, Self, get_type_hints
+from typing import Any, ClassVar, Final, Self, get_origin, get_type_hints
 
 from volcore.errors import IntegrityError, Reason
+from volcore.model.checks import Check, Finding
 
 FORMAT: Final = 1
+_LATER: Final = {"later": True}
+"""Marks a field added after format 1 was in use: absent from the JSON form while it has its
+default, so that older records keep their bytes, which the catalog compares."""
 
 
 class Kind(StrEnum):
@@ -24,6 +28,8 @@ class Kind(StrEnum):
     """key: volume name."""
     SNAPSHOT = "snapshot"
     """key: volume name / snapshot name."""
+    GROUP_SNAPSHOT = "group_snapshot"
+    """key: group snapshot name."""
     IMAGE = "image"
     """key: image name."""
     ATTACHMENT = "attachment"
@@ -32,6 +38,8 @@ class Kind(StrEnum):
     """key: operation id."""
     INTENT = "intent"
     """key: intent id."""
+    HEALTH = "health"
+    """key: `pool`; there is one."""
 
 
 class State(StrEnum):
@@ -69,8 +77,7 @@ class Record:
 
     def encode(self) -> bytes:
         """Return the canonical JSON form."""
-        body = {"v": FORMAT, **asdict(self)}  # type: ignore[call-overload]
-        return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+        return _ENCODER.encode({"v": FORMAT, **_fields(self)}).encode()
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
@@ -103,6 +110,26 @@ class Record:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a record or of a value in it, without copying what is in them."""
+    kind = type(record)
+    if kind not in _FIELDS:
+        _FIELDS[kind] = [
+            (one.name, one.default if one.metadata else _ALWAYS) for one in fields(kind)
+        ]
+    return {
+        name: value
+        for name, default in _FIELDS[kind]
+        if (value := getattr(record, name)) is not default and value != default
+    }
+
+
+_ALWAYS: Final = object()
+"""Stands for the default of a field that is written whatever its value."""
+_FIELDS: Final[dict[Any, list[tuple[str, Any]]]] = {}
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_fields)
+"""Made once: a record is written and compared in its JSON form several times in each change."""
+
 _READERS: Final[dict[Any, dict[str, Callable[[Any], Any]]]] = {}
 
 
@@ -116,7 +143,10 @@ def _readers(record: Any) -> dict[str, Callable[[Any], Any]]:
 
 
 def _reader(hint: Any) -> Callable[[Any], Any]:
-    """Return what rebuilds a value of this type: enums and nested values; others stay."""
+    """Return what rebuilds a value of this type: enums, tuples, nested values; others stay."""
+    if get_origin(hint) is tuple:
+        part = _reader(hint.__args__[0])
+        return lambda value: tuple(map(part, value))
     for candidate in getattr(hint, "__args__", ()) or (hint,):
         if isinstance(candidate, type) and issubclass(candidate, StrEnum):
             return candidate
@@ -188,11 +218,39 @@ class Snapshot(Record):
     labels: dict[str, str] = field(default_factory=dict)
     create_time_ns: int
     revision: int = 1
+    group_id: str = field(default="", metadata=_LATER)
+    """Id of the group snapshot that it is part of, which has the same name."""
 
     @property
     def key(self) -> str:
         """Key of this record within its kind."""
         return f"{self.volume}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSnapshot(Record):
+    """Several volumes frozen at one instant; each has a snapshot of the same name."""
+
+    KIND: ClassVar[Kind] = Kind.GROUP_SNAPSHOT
+
+    name: str
+    id: str
+    volumes: tuple[str, ...]
+    """Names of its volumes, in order."""
+    state: State
+    labels: dict[str, str] = field(default_factory=dict)
+    create_time_ns: int
+    revision: int = 1
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return self.name
+
+    @property
+    def member_keys(self) -> tuple[str, ...]:
+        """Keys of its snapshots."""
+        return tuple(f"{volume}/{self.name}" for volume in self.volumes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +270,9 @@ class Image(Record):
     """Format it was imported from, or `snapshot` when it was published."""
     published_from: str = ""
     """`volume/snapshot` key and id when published, else empty."""
+    source_path: str = field(default="", metadata=_LATER)
+    """File on the server that it was imported from, empty if it was not: bad blocks may be healed
+    from there. Never shown."""
     state: State
     labels: dict[str, str] = field(default_factory=dict)
     create_time_ns: int
@@ -235,6 +296,10 @@ class Attachment(Record):
     access_mode: AccessMode
     create_time_ns: int
     revision: int = 1
+    hand_over_from: str = field(default="", metadata=_LATER)
+    """Host whose right to write it was made to take over; such an attachment has its own export."""
+    standby: bool = field(default=False, metadata=_LATER)
+    """It may read but not write now: before the hand-over its target, after it its source."""
 
     @property
     def key(self) -> str:
@@ -260,7 +325,7 @@ class Operation(Record):
 
     id: str
     action: str
-    """`import`, `flatten` or `publish`."""
+    """`import`, `flatten`, `publish`, `verify` or `scrub`."""
     target: str
     """Resource name that it works on."""
     subject_id: str
@@ -274,6 +339,8 @@ class Operation(Record):
     error_message: str = ""
     create_time_ns: int
     end_time_ns: int = 0
+    check: Check | None = field(default=None, metadata=_LATER)
+    """What a verify or scrub was asked and has found."""
     revision: int = 1
 
     @property
@@ -294,6 +361,8 @@ class IntentAction(StrEnum):
     DELETE_VOLUME = "DELETE_VOLUME"
     CREATE_SNAPSHOT = "CREATE_SNAPSHOT"
     DELETE_SNAPSHOT = "DELETE_SNAPSHOT"
+    CREATE_GROUP_SNAPSHOT = "CREATE_GROUP_SNAPSHOT"
+    DELETE_GROUP_SNAPSHOT = "DELETE_GROUP_SNAPSHOT"
     CREATE_IMAGE = "CREATE_IMAGE"
     DELETE_IMAGE = "DELETE_IMAGE"
     RESIZE_VOLUME = "RESIZE_VOLUME"
@@ -309,9 +378,9 @@ class Intent(Record):
     id: str
     action: IntentAction
     subject_key: str
-    """Key of the record being changed: volume, snapshot or image."""
+    """Key of the record being changed: volume, snapshot, group snapshot or image."""
     subject_id: str
-    backend_volume_id: str
+    backend_volume_id: str = ""
     backend_snapshot_id: str = ""
     size_bytes: int = 0
     owner: str
@@ -322,3 +391,28 @@ class Intent(Record):
     def key(self) -> str:
         """Key of this record within its kind."""
         return self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health(Record):
+    """What is known about the stored bytes of a pool."""
+
+    KIND: ClassVar[Kind] = Kind.HEALTH
+    KEY: ClassVar[str] = "pool"
+
+    first_time_ns: int
+    """When the clock of the schedule began."""
+    scrub_begin_ns: int = 0
+    scrub_end_ns: int = 0
+    """When the last complete scrub began and ended; 0: never."""
+    scrub_checked_bytes: int = 0
+    damaged_blocks: int = 0
+    """Blocks known to be bad now."""
+    damage: tuple[Finding, ...] = ()
+    """Where they are; a bounded selection."""
+    revision: int = 1
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return self.KEY

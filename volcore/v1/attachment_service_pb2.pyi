@@ -8,16 +8,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttachVolumeRequest(_message.Message):
-    __slots__ = ("volume", "host", "access_mode")
+    __slots__ = ("volume", "host", "access_mode", "hand_over_from")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     ACCESS_MODE_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVER_FROM_FIELD_NUMBER: _ClassVar[int]
     volume: str
     host: str
     access_mode: _attachment_pb2.AccessMode
-    def __init__(self, volume: _Optional[str] = ..., host: _Optional[str] = ..., access_mode: _Optional[_Union[_attachment_pb2.AccessMode, str]] = ...) -> None: ...
+    hand_over_from: str
+    def __init__(self, volume: _Optional[str] = ..., host: _Optional[str] = ..., access_mode: _Optional[_Union[_attachment_pb2.AccessMode, str]] = ..., hand_over_from: _Optional[str] = ...) -> None: ...
 
 class AttachVolumeResponse(_message.Message):
+    __slots__ = ("attachment",)
+    ATTACHMENT_FIELD_NUMBER: _ClassVar[int]
+    attachment: _attachment_pb2.Attachment
+    def __init__(self, attachment: _Optional[_Union[_attachment_pb2.Attachment, _Mapping]] = ...) -> None: ...
+
+class HandOverVolumeRequest(_message.Message):
+    __slots__ = ("volume", "host")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    host: str
+    def __init__(self, volume: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
+
+class HandOverVolumeResponse(_message.Message):
     __slots__ = ("attachment",)
     ATTACHMENT_FIELD_NUMBER: _ClassVar[int]
     attachment: _attachment_pb2.Attachment

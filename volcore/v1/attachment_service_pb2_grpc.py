@@ -40,6 +40,11 @@ class AttachmentServiceStub:
                 request_serializer=volcore_dot_v1_dot_attachment__service__pb2.AttachVolumeRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_attachment__service__pb2.AttachVolumeResponse.FromString,
                 _registered_method=True)
+        self.HandOverVolume = channel.unary_unary(
+                '/volcore.v1.AttachmentService/HandOverVolume',
+                request_serializer=volcore_dot_v1_dot_attachment__service__pb2.HandOverVolumeRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_attachment__service__pb2.HandOverVolumeResponse.FromString,
+                _registered_method=True)
         self.GetAttachment = channel.unary_unary(
                 '/volcore.v1.AttachmentService/GetAttachment',
                 request_serializer=volcore_dot_v1_dot_attachment__service__pb2.GetAttachmentRequest.SerializeToString,
@@ -65,8 +70,22 @@ class AttachmentServiceServicer:
         """Gives a host the right to use a volume and tells it how. The same call again returns the same attachment.
 
         Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
-        with another access mode; FAILED_PRECONDITION another host has it, and one of the two may write (the details name
-        the host).
+        with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
+        (the details name the host), or hand_over_from may not write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HandOverVolume(self, request, context):
+        """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
+        writer's clients have written is made durable, their later writes are refused, then the host may write. The writer
+        is on standby from then on, so a call for it is the way back. At no time may both write, also when the server dies
+        in the middle. A call for the host that may write already changes nothing.
+
+        Errors: NOT_FOUND no such volume, or not attached to that host; FAILED_PRECONDITION attached read-only;
+        DEADLINE_EXCEEDED writes of the present writer do not end: it keeps the right; ABORTED another call works on the same
+        volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +125,11 @@ def add_AttachmentServiceServicer_to_server(servicer, server):
                     servicer.AttachVolume,
                     request_deserializer=volcore_dot_v1_dot_attachment__service__pb2.AttachVolumeRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_attachment__service__pb2.AttachVolumeResponse.SerializeToString,
+            ),
+            'HandOverVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandOverVolume,
+                    request_deserializer=volcore_dot_v1_dot_attachment__service__pb2.HandOverVolumeRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_attachment__service__pb2.HandOverVolumeResponse.SerializeToString,
             ),
             'GetAttachment': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAttachment,
@@ -151,6 +175,33 @@ class AttachmentService:
             '/volcore.v1.AttachmentService/AttachVolume',
             volcore_dot_v1_dot_attachment__service__pb2.AttachVolumeRequest.SerializeToString,
             volcore_dot_v1_dot_attachment__service__pb2.AttachVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOverVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.AttachmentService/HandOverVolume',
+            volcore_dot_v1_dot_attachment__service__pb2.HandOverVolumeRequest.SerializeToString,
+            volcore_dot_v1_dot_attachment__service__pb2.HandOverVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,18 @@ class AttachmentServiceStub:
     """Gives a host the right to use a volume and tells it how. The same call again returns the same attachment.
 
     Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
-    with another access mode; FAILED_PRECONDITION another host has it, and one of the two may write (the details name
-    the host).
+    with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
+    (the details name the host), or hand_over_from may not write.
+    """
+    HandOverVolume: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.HandOverVolumeRequest, _attachment_service_pb2.HandOverVolumeResponse]
+    """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
+    writer's clients have written is made durable, their later writes are refused, then the host may write. The writer
+    is on standby from then on, so a call for it is the way back. At no time may both write, also when the server dies
+    in the middle. A call for the host that may write already changes nothing.
+
+    Errors: NOT_FOUND no such volume, or not attached to that host; FAILED_PRECONDITION attached read-only;
+    DEADLINE_EXCEEDED writes of the present writer do not end: it keeps the right; ABORTED another call works on the same
+    volume.
     """
     GetAttachment: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.GetAttachmentRequest, _attachment_service_pb2.GetAttachmentResponse]
     """Returns one attachment.
@@ -65,8 +75,18 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
     """Gives a host the right to use a volume and tells it how. The same call again returns the same attachment.
 
     Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
-    with another access mode; FAILED_PRECONDITION another host has it, and one of the two may write (the details name
-    the host).
+    with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
+    (the details name the host), or hand_over_from may not write.
+    """
+    HandOverVolume: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.HandOverVolumeRequest, _attachment_service_pb2.HandOverVolumeResponse]  # type: ignore[assignment]
+    """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
+    writer's clients have written is made durable, their later writes are refused, then the host may write. The writer
+    is on standby from then on, so a call for it is the way back. At no time may both write, also when the server dies
+    in the middle. A call for the host that may write already changes nothing.
+
+    Errors: NOT_FOUND no such volume, or not attached to that host; FAILED_PRECONDITION attached read-only;
+    DEADLINE_EXCEEDED writes of the present writer do not end: it keeps the right; ABORTED another call works on the same
+    volume.
     """
     GetAttachment: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.GetAttachmentRequest, _attachment_service_pb2.GetAttachmentResponse]  # type: ignore[assignment]
     """Returns one attachment.
@@ -96,8 +116,24 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gives a host the right to use a volume and tells it how. The same call again returns the same attachment.
 
         Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
-        with another access mode; FAILED_PRECONDITION another host has it, and one of the two may write (the details name
-        the host).
+        with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
+        (the details name the host), or hand_over_from may not write.
+        """
+
+    @_abc_1.abstractmethod
+    def HandOverVolume(
+        self,
+        request: _attachment_service_pb2.HandOverVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attachment_service_pb2.HandOverVolumeResponse, _abc.Awaitable[_attachment_service_pb2.HandOverVolumeResponse]]:
+        """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
+        writer's clients have written is made durable, their later writes are refused, then the host may write. The writer
+        is on standby from then on, so a call for it is the way back. At no time may both write, also when the server dies
+        in the middle. A call for the host that may write already changes nothing.
+
+        Errors: NOT_FOUND no such volume, or not attached to that host; FAILED_PRECONDITION attached read-only;
+        DEADLINE_EXCEEDED writes of the present writer do not end: it keeps the right; ABORTED another call works on the same
+        volume.
         """
 
     @_abc_1.abstractmethod

@@ -17,7 +17,7 @@ class ImportImageRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[ImportHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ImportHeader(_message.Message):
-    __slots__ = ("parent", "image_id", "format", "server_path", "upload_size_bytes", "expected_digest", "labels")
+    __slots__ = ("parent", "image_id", "format", "server_path", "upload_size_bytes", "expected_digest", "labels", "handed_file")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class ImportHeader(_message.Message):
     UPLOAD_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    HANDED_FILE_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image_id: str
     format: _image_pb2.ImageFormat
@@ -39,7 +40,8 @@ class ImportHeader(_message.Message):
     upload_size_bytes: int
     expected_digest: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, parent: _Optional[str] = ..., image_id: _Optional[str] = ..., format: _Optional[_Union[_image_pb2.ImageFormat, str]] = ..., server_path: _Optional[str] = ..., upload_size_bytes: _Optional[int] = ..., expected_digest: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    handed_file: str
+    def __init__(self, parent: _Optional[str] = ..., image_id: _Optional[str] = ..., format: _Optional[_Union[_image_pb2.ImageFormat, str]] = ..., server_path: _Optional[str] = ..., upload_size_bytes: _Optional[int] = ..., expected_digest: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., handed_file: _Optional[str] = ...) -> None: ...
 
 class ImportImageResponse(_message.Message):
     __slots__ = ("progress", "image")
@@ -131,3 +133,17 @@ class DeleteImageRequest(_message.Message):
 class DeleteImageResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class VerifyImageRequest(_message.Message):
+    __slots__ = ("name", "heal")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HEAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    heal: bool
+    def __init__(self, name: _Optional[str] = ..., heal: _Optional[bool] = ...) -> None: ...
+
+class VerifyImageResponse(_message.Message):
+    __slots__ = ("operation",)
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    operation: _operation_pb2.Operation
+    def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...

@@ -60,6 +60,11 @@ class ImageServiceStub:
                 request_serializer=volcore_dot_v1_dot_image__service__pb2.ListImagesRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_image__service__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.VerifyImage = channel.unary_unary(
+                '/volcore.v1.ImageService/VerifyImage',
+                request_serializer=volcore_dot_v1_dot_image__service__pb2.VerifyImageRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_image__service__pb2.VerifyImageResponse.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/volcore.v1.ImageService/DeleteImage',
                 request_serializer=volcore_dot_v1_dot_image__service__pb2.DeleteImageRequest.SerializeToString,
@@ -72,13 +77,14 @@ class ImageServiceServicer:
     """
 
     def ImportImage(self, request_iterator, context):
-        """Imports an image, either by uploading its bytes or from a file on the server that the operator has allowed. The
+        """Imports an image: by uploading its bytes, from a file on the server that the operator has allowed, or from a file
+        that the caller has handed over on the server's own machine. The
         first message of the request stream is a header; for an upload, messages with data follow. The response stream
         tells the progress and ends with the image. Nothing of the image is visible before it is complete; breaking off
         an upload leaves nothing. An image file is inspected before any tool opens it. The same content under the same
         name returns the existing image.
 
-        Errors: INVALID_ARGUMENT bad name or label, unknown or lying format, unsafe features (backing file, external data
+        Errors: INVALID_ARGUMENT bad name or label, unknown `handed_file`, unknown or lying format, unsafe features (backing file, external data
         file, encryption), corrupt or truncated file, a content other than `expected_digest`; OUT_OF_RANGE size not allowed;
         ALREADY_EXISTS the name is taken by other content; NOT_FOUND no such pool or file; PERMISSION_DENIED the file is
         not in a directory that the operator has allowed; FAILED_PRECONDITION a tool is missing on the server;
@@ -126,6 +132,17 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyImage(self, request, context):
+        """Starts to read what an image shows from the disk and to compare it with its checksums. Returns an operation; its
+        `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+        Errors: NOT_FOUND no such image; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+        ABORTED one that does not heal is running, and this one shall.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds.
 
@@ -162,6 +179,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=volcore_dot_v1_dot_image__service__pb2.ListImagesRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_image__service__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'VerifyImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyImage,
+                    request_deserializer=volcore_dot_v1_dot_image__service__pb2.VerifyImageRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_image__service__pb2.VerifyImageResponse.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteImage,
@@ -305,6 +327,33 @@ class ImageService:
             '/volcore.v1.ImageService/ListImages',
             volcore_dot_v1_dot_image__service__pb2.ListImagesRequest.SerializeToString,
             volcore_dot_v1_dot_image__service__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.ImageService/VerifyImage',
+            volcore_dot_v1_dot_image__service__pb2.VerifyImageRequest.SerializeToString,
+            volcore_dot_v1_dot_image__service__pb2.VerifyImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

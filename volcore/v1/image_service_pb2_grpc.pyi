@@ -34,13 +34,14 @@ class ImageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ImageServiceAsyncStub: ...
     ImportImage: _grpc.StreamStreamMultiCallable[_image_service_pb2.ImportImageRequest, _image_service_pb2.ImportImageResponse]
-    """Imports an image, either by uploading its bytes or from a file on the server that the operator has allowed. The
+    """Imports an image: by uploading its bytes, from a file on the server that the operator has allowed, or from a file
+    that the caller has handed over on the server's own machine. The
     first message of the request stream is a header; for an upload, messages with data follow. The response stream
     tells the progress and ends with the image. Nothing of the image is visible before it is complete; breaking off
     an upload leaves nothing. An image file is inspected before any tool opens it. The same content under the same
     name returns the existing image.
 
-    Errors: INVALID_ARGUMENT bad name or label, unknown or lying format, unsafe features (backing file, external data
+    Errors: INVALID_ARGUMENT bad name or label, unknown `handed_file`, unknown or lying format, unsafe features (backing file, external data
     file, encryption), corrupt or truncated file, a content other than `expected_digest`; OUT_OF_RANGE size not allowed;
     ALREADY_EXISTS the name is taken by other content; NOT_FOUND no such pool or file; PERMISSION_DENIED the file is
     not in a directory that the operator has allowed; FAILED_PRECONDITION a tool is missing on the server;
@@ -68,6 +69,13 @@ class ImageServiceStub:
 
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool.
     """
+    VerifyImage: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.VerifyImageRequest, _image_service_pb2.VerifyImageResponse]
+    """Starts to read what an image shows from the disk and to compare it with its checksums. Returns an operation; its
+    `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+    Errors: NOT_FOUND no such image; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+    ABORTED one that does not heal is running, and this one shall.
+    """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.DeleteImageRequest, _image_service_pb2.DeleteImageResponse]
     """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds.
 
@@ -80,13 +88,14 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportImage: _aio.StreamStreamMultiCallable[_image_service_pb2.ImportImageRequest, _image_service_pb2.ImportImageResponse]  # type: ignore[assignment]
-    """Imports an image, either by uploading its bytes or from a file on the server that the operator has allowed. The
+    """Imports an image: by uploading its bytes, from a file on the server that the operator has allowed, or from a file
+    that the caller has handed over on the server's own machine. The
     first message of the request stream is a header; for an upload, messages with data follow. The response stream
     tells the progress and ends with the image. Nothing of the image is visible before it is complete; breaking off
     an upload leaves nothing. An image file is inspected before any tool opens it. The same content under the same
     name returns the existing image.
 
-    Errors: INVALID_ARGUMENT bad name or label, unknown or lying format, unsafe features (backing file, external data
+    Errors: INVALID_ARGUMENT bad name or label, unknown `handed_file`, unknown or lying format, unsafe features (backing file, external data
     file, encryption), corrupt or truncated file, a content other than `expected_digest`; OUT_OF_RANGE size not allowed;
     ALREADY_EXISTS the name is taken by other content; NOT_FOUND no such pool or file; PERMISSION_DENIED the file is
     not in a directory that the operator has allowed; FAILED_PRECONDITION a tool is missing on the server;
@@ -114,6 +123,13 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool.
     """
+    VerifyImage: _aio.UnaryUnaryMultiCallable[_image_service_pb2.VerifyImageRequest, _image_service_pb2.VerifyImageResponse]  # type: ignore[assignment]
+    """Starts to read what an image shows from the disk and to compare it with its checksums. Returns an operation; its
+    `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+    Errors: NOT_FOUND no such image; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+    ABORTED one that does not heal is running, and this one shall.
+    """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_service_pb2.DeleteImageRequest, _image_service_pb2.DeleteImageResponse]  # type: ignore[assignment]
     """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds.
 
@@ -129,13 +145,14 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_image_service_pb2.ImportImageRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_image_service_pb2.ImportImageResponse], _abc.AsyncIterator[_image_service_pb2.ImportImageResponse]]:
-        """Imports an image, either by uploading its bytes or from a file on the server that the operator has allowed. The
+        """Imports an image: by uploading its bytes, from a file on the server that the operator has allowed, or from a file
+        that the caller has handed over on the server's own machine. The
         first message of the request stream is a header; for an upload, messages with data follow. The response stream
         tells the progress and ends with the image. Nothing of the image is visible before it is complete; breaking off
         an upload leaves nothing. An image file is inspected before any tool opens it. The same content under the same
         name returns the existing image.
 
-        Errors: INVALID_ARGUMENT bad name or label, unknown or lying format, unsafe features (backing file, external data
+        Errors: INVALID_ARGUMENT bad name or label, unknown `handed_file`, unknown or lying format, unsafe features (backing file, external data
         file, encryption), corrupt or truncated file, a content other than `expected_digest`; OUT_OF_RANGE size not allowed;
         ALREADY_EXISTS the name is taken by other content; NOT_FOUND no such pool or file; PERMISSION_DENIED the file is
         not in a directory that the operator has allowed; FAILED_PRECONDITION a tool is missing on the server;
@@ -186,6 +203,19 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists images in the order of their names.
 
         Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyImage(
+        self,
+        request: _image_service_pb2.VerifyImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.VerifyImageResponse, _abc.Awaitable[_image_service_pb2.VerifyImageResponse]]:
+        """Starts to read what an image shows from the disk and to compare it with its checksums. Returns an operation; its
+        `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+        Errors: NOT_FOUND no such image; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+        ABORTED one that does not heal is running, and this one shall.
         """
 
     @_abc_1.abstractmethod

@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
+from volcore.v1 import check_pb2 as _check_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -26,7 +27,7 @@ OPERATION_PHASE_FAILED: OperationPhase
 OPERATION_PHASE_CANCELLED: OperationPhase
 
 class Operation(_message.Message):
-    __slots__ = ("name", "action", "target", "phase", "done_bytes", "total_bytes", "error", "create_time", "end_time", "cancel_requested")
+    __slots__ = ("name", "action", "target", "phase", "done_bytes", "total_bytes", "error", "create_time", "end_time", "cancel_requested", "check")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +38,7 @@ class Operation(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     name: str
     action: str
     target: str
@@ -47,4 +49,5 @@ class Operation(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     end_time: _timestamp_pb2.Timestamp
     cancel_requested: bool
-    def __init__(self, name: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., phase: _Optional[_Union[OperationPhase, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cancel_requested: _Optional[bool] = ...) -> None: ...
+    check: _check_pb2.Check
+    def __init__(self, name: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., phase: _Optional[_Union[OperationPhase, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cancel_requested: _Optional[bool] = ..., check: _Optional[_Union[_check_pb2.Check, _Mapping]] = ...) -> None: ...

@@ -1,3 +1,4 @@
+from volcore.v1 import operation_pb2 as _operation_pb2
 from volcore.v1 import pool_pb2 as _pool_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -34,3 +35,19 @@ class ListPoolsResponse(_message.Message):
     pools: _containers.RepeatedCompositeFieldContainer[_pool_pb2.Pool]
     next_page_token: str
     def __init__(self, pools: _Optional[_Iterable[_Union[_pool_pb2.Pool, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ScrubPoolRequest(_message.Message):
+    __slots__ = ("name", "heal", "max_rate_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HEAL_FIELD_NUMBER: _ClassVar[int]
+    MAX_RATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    heal: bool
+    max_rate_bytes: int
+    def __init__(self, name: _Optional[str] = ..., heal: _Optional[bool] = ..., max_rate_bytes: _Optional[int] = ...) -> None: ...
+
+class ScrubPoolResponse(_message.Message):
+    __slots__ = ("operation",)
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    operation: _operation_pb2.Operation
+    def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...

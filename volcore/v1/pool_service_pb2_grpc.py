@@ -45,6 +45,11 @@ class PoolServiceStub:
                 request_serializer=volcore_dot_v1_dot_pool__service__pb2.ListPoolsRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_pool__service__pb2.ListPoolsResponse.FromString,
                 _registered_method=True)
+        self.ScrubPool = channel.unary_unary(
+                '/volcore.v1.PoolService/ScrubPool',
+                request_serializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
@@ -70,6 +75,18 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScrubPool(self, request, context):
+        """Starts to read everything in a pool from the disk once and to compare it with its checksums. Returns an operation;
+        its `check` tells what is found. Volumes stay in use. While one runs, the same call returns that one. The server
+        does the same by itself in intervals that the operator has set.
+
+        Errors: NOT_FOUND no such pool; OUT_OF_RANGE negative rate; UNIMPLEMENTED the pool has no checksums of volcore's
+        (Ceph scrubs by itself); ABORTED one that does not heal is running, and this one shall.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +99,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.ListPools,
                     request_deserializer=volcore_dot_v1_dot_pool__service__pb2.ListPoolsRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_pool__service__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'ScrubPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScrubPool,
+                    request_deserializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +161,33 @@ class PoolService:
             '/volcore.v1.PoolService/ListPools',
             volcore_dot_v1_dot_pool__service__pb2.ListPoolsRequest.SerializeToString,
             volcore_dot_v1_dot_pool__service__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScrubPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.PoolService/ScrubPool',
+            volcore_dot_v1_dot_pool__service__pb2.ScrubPoolRequest.SerializeToString,
+            volcore_dot_v1_dot_pool__service__pb2.ScrubPoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,14 @@ class PoolServiceStub:
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; UNAVAILABLE a storage cannot
     be reached.
     """
+    ScrubPool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.ScrubPoolRequest, _pool_service_pb2.ScrubPoolResponse]
+    """Starts to read everything in a pool from the disk once and to compare it with its checksums. Returns an operation;
+    its `check` tells what is found. Volumes stay in use. While one runs, the same call returns that one. The server
+    does the same by itself in intervals that the operator has set.
+
+    Errors: NOT_FOUND no such pool; OUT_OF_RANGE negative rate; UNIMPLEMENTED the pool has no checksums of volcore's
+    (Ceph scrubs by itself); ABORTED one that does not heal is running, and this one shall.
+    """
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -60,6 +68,14 @@ class PoolServiceAsyncStub(PoolServiceStub):
 
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; UNAVAILABLE a storage cannot
     be reached.
+    """
+    ScrubPool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.ScrubPoolRequest, _pool_service_pb2.ScrubPoolResponse]  # type: ignore[assignment]
+    """Starts to read everything in a pool from the disk once and to compare it with its checksums. Returns an operation;
+    its `check` tells what is found. Volumes stay in use. While one runs, the same call returns that one. The server
+    does the same by itself in intervals that the operator has set.
+
+    Errors: NOT_FOUND no such pool; OUT_OF_RANGE negative rate; UNIMPLEMENTED the pool has no checksums of volcore's
+    (Ceph scrubs by itself); ABORTED one that does not heal is running, and this one shall.
     """
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -86,6 +102,20 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; UNAVAILABLE a storage cannot
         be reached.
+        """
+
+    @_abc_1.abstractmethod
+    def ScrubPool(
+        self,
+        request: _pool_service_pb2.ScrubPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_service_pb2.ScrubPoolResponse, _abc.Awaitable[_pool_service_pb2.ScrubPoolResponse]]:
+        """Starts to read everything in a pool from the disk once and to compare it with its checksums. Returns an operation;
+        its `check` tells what is found. Volumes stay in use. While one runs, the same call returns that one. The server
+        does the same by itself in intervals that the operator has set.
+
+        Errors: NOT_FOUND no such pool; OUT_OF_RANGE negative rate; UNIMPLEMENTED the pool has no checksums of volcore's
+        (Ceph scrubs by itself); ABORTED one that does not heal is running, and this one shall.
         """
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

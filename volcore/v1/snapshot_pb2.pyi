@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Snapshot(_message.Message):
-    __slots__ = ("name", "uid", "size_bytes", "labels", "create_time", "backend_name")
+    __slots__ = ("name", "uid", "size_bytes", "labels", "create_time", "backend_name", "group_snapshot")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -24,10 +24,12 @@ class Snapshot(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     BACKEND_NAME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     size_bytes: int
     labels: _containers.ScalarMap[str, str]
     create_time: _timestamp_pb2.Timestamp
     backend_name: str
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., backend_name: _Optional[str] = ...) -> None: ...
+    group_snapshot: str
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., backend_name: _Optional[str] = ..., group_snapshot: _Optional[str] = ...) -> None: ...

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from volcore.v1 import operation_pb2 as volcore_dot_v1_dot_operation__pb2
 from volcore.v1 import snapshot_pb2 as volcore_dot_v1_dot_snapshot__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!volcore/v1/snapshot_service.proto\x12\nvolcore.v1\x1a\x19volcore/v1/snapshot.proto\"\xaa\x01\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12=\n\x06labels\x18\x03 \x03(\x0b\x32-.volcore.v1.CreateSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x16\x43reateSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volcore.v1.Snapshot\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13GetSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volcore.v1.Snapshot\"M\n\x14ListSnapshotsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListSnapshotsResponse\x12\'\n\tsnapshots\x18\x01 \x03(\x0b\x32\x14.volcore.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteSnapshotResponse2\xe9\x02\n\x0fSnapshotService\x12W\n\x0e\x43reateSnapshot\x12!.volcore.v1.CreateSnapshotRequest\x1a\".volcore.v1.CreateSnapshotResponse\x12N\n\x0bGetSnapshot\x12\x1e.volcore.v1.GetSnapshotRequest\x1a\x1f.volcore.v1.GetSnapshotResponse\x12T\n\rListSnapshots\x12 .volcore.v1.ListSnapshotsRequest\x1a!.volcore.v1.ListSnapshotsResponse\x12W\n\x0e\x44\x65leteSnapshot\x12!.volcore.v1.DeleteSnapshotRequest\x1a\".volcore.v1.DeleteSnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!volcore/v1/snapshot_service.proto\x12\nvolcore.v1\x1a\x1avolcore/v1/operation.proto\x1a\x19volcore/v1/snapshot.proto\"\xaa\x01\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12=\n\x06labels\x18\x03 \x03(\x0b\x32-.volcore.v1.CreateSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x16\x43reateSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volcore.v1.Snapshot\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13GetSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volcore.v1.Snapshot\"M\n\x14ListSnapshotsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListSnapshotsResponse\x12\'\n\tsnapshots\x18\x01 \x03(\x0b\x32\x14.volcore.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteSnapshotResponse\"3\n\x15VerifySnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\"B\n\x16VerifySnapshotResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation2\xc2\x03\n\x0fSnapshotService\x12W\n\x0e\x43reateSnapshot\x12!.volcore.v1.CreateSnapshotRequest\x1a\".volcore.v1.CreateSnapshotResponse\x12N\n\x0bGetSnapshot\x12\x1e.volcore.v1.GetSnapshotRequest\x1a\x1f.volcore.v1.GetSnapshotResponse\x12T\n\rListSnapshots\x12 .volcore.v1.ListSnapshotsRequest\x1a!.volcore.v1.ListSnapshotsResponse\x12W\n\x0eVerifySnapshot\x12!.volcore.v1.VerifySnapshotRequest\x1a\".volcore.v1.VerifySnapshotResponse\x12W\n\x0e\x44\x65leteSnapshot\x12!.volcore.v1.DeleteSnapshotRequest\x1a\".volcore.v1.DeleteSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=77
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=247
-  _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._serialized_start=202
-  _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._serialized_end=247
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=249
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=313
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=315
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=349
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=351
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=412
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=414
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=491
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=493
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=582
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=584
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=621
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=623
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=647
-  _globals['_SNAPSHOTSERVICE']._serialized_start=650
-  _globals['_SNAPSHOTSERVICE']._serialized_end=1011
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=105
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=275
+  _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._serialized_start=230
+  _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._serialized_end=275
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=277
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=341
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=343
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=377
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=379
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=440
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=442
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=519
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=521
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=610
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=612
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=649
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=651
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=675
+  _globals['_VERIFYSNAPSHOTREQUEST']._serialized_start=677
+  _globals['_VERIFYSNAPSHOTREQUEST']._serialized_end=728
+  _globals['_VERIFYSNAPSHOTRESPONSE']._serialized_start=730
+  _globals['_VERIFYSNAPSHOTRESPONSE']._serialized_end=796
+  _globals['_SNAPSHOTSERVICE']._serialized_start=799
+  _globals['_SNAPSHOTSERVICE']._serialized_end=1249
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from volcore.v1 import operation_pb2 as _operation_pb2
 from volcore.v1 import snapshot_pb2 as _snapshot_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -69,3 +70,17 @@ class DeleteSnapshotRequest(_message.Message):
 class DeleteSnapshotResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class VerifySnapshotRequest(_message.Message):
+    __slots__ = ("name", "heal")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HEAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    heal: bool
+    def __init__(self, name: _Optional[str] = ..., heal: _Optional[bool] = ...) -> None: ...
+
+class VerifySnapshotResponse(_message.Message):
+    __slots__ = ("operation",)
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    operation: _operation_pb2.Operation
+    def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...

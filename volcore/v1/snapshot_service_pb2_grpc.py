@@ -50,6 +50,11 @@ class SnapshotServiceStub:
                 request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.VerifySnapshot = channel.unary_unary(
+                '/volcore.v1.SnapshotService/VerifySnapshot',
+                request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotResponse.FromString,
+                _registered_method=True)
         self.DeleteSnapshot = channel.unary_unary(
                 '/volcore.v1.SnapshotService/DeleteSnapshot',
                 request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.DeleteSnapshotRequest.SerializeToString,
@@ -91,10 +96,22 @@ class SnapshotServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifySnapshot(self, request, context):
+        """Starts to read what a snapshot shows from the disk and to compare it with its checksums. Returns an operation; its
+        `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+        Errors: NOT_FOUND no such snapshot; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+        ABORTED one that does not heal is running, and this one shall.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteSnapshot(self, request, context):
         """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
 
-        Errors: ABORTED another call works on the same volume.
+        Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
+        works on the same volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +134,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.ListSnapshots,
                     request_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'VerifySnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifySnapshot,
+                    request_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotResponse.SerializeToString,
             ),
             'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSnapshot,
@@ -206,6 +228,33 @@ class SnapshotService:
             '/volcore.v1.SnapshotService/ListSnapshots',
             volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsRequest.SerializeToString,
             volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifySnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.SnapshotService/VerifySnapshot',
+            volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotRequest.SerializeToString,
+            volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,10 +51,18 @@ class SnapshotServiceStub:
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool or
     volume.
     """
+    VerifySnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_service_pb2.VerifySnapshotRequest, _snapshot_service_pb2.VerifySnapshotResponse]
+    """Starts to read what a snapshot shows from the disk and to compare it with its checksums. Returns an operation; its
+    `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+    Errors: NOT_FOUND no such snapshot; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+    ABORTED one that does not heal is running, and this one shall.
+    """
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_service_pb2.DeleteSnapshotRequest, _snapshot_service_pb2.DeleteSnapshotResponse]
     """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
 
-    Errors: ABORTED another call works on the same volume.
+    Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
+    works on the same volume.
     """
 
 @_typing.type_check_only
@@ -80,10 +88,18 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool or
     volume.
     """
+    VerifySnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_service_pb2.VerifySnapshotRequest, _snapshot_service_pb2.VerifySnapshotResponse]  # type: ignore[assignment]
+    """Starts to read what a snapshot shows from the disk and to compare it with its checksums. Returns an operation; its
+    `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+    Errors: NOT_FOUND no such snapshot; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+    ABORTED one that does not heal is running, and this one shall.
+    """
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_service_pb2.DeleteSnapshotRequest, _snapshot_service_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
     """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
 
-    Errors: ABORTED another call works on the same volume.
+    Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
+    works on the same volume.
     """
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -126,6 +142,19 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def VerifySnapshot(
+        self,
+        request: _snapshot_service_pb2.VerifySnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_service_pb2.VerifySnapshotResponse, _abc.Awaitable[_snapshot_service_pb2.VerifySnapshotResponse]]:
+        """Starts to read what a snapshot shows from the disk and to compare it with its checksums. Returns an operation; its
+        `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
+
+        Errors: NOT_FOUND no such snapshot; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+        ABORTED one that does not heal is running, and this one shall.
+        """
+
+    @_abc_1.abstractmethod
     def DeleteSnapshot(
         self,
         request: _snapshot_service_pb2.DeleteSnapshotRequest,
@@ -133,7 +162,8 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_snapshot_service_pb2.DeleteSnapshotResponse, _abc.Awaitable[_snapshot_service_pb2.DeleteSnapshotResponse]]:
         """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
 
-        Errors: ABORTED another call works on the same volume.
+        Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
+        works on the same volume.
         """
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

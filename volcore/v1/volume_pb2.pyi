@@ -38,7 +38,7 @@ VOLUME_VIEW_BASIC: VolumeView
 VOLUME_VIEW_FULL: VolumeView
 
 class Volume(_message.Message):
-    __slots__ = ("name", "uid", "size_bytes", "source", "labels", "create_time", "etag", "state", "allocated_bytes", "depth", "backend_name")
+    __slots__ = ("name", "uid", "size_bytes", "source", "labels", "create_time", "etag", "state", "allocated_bytes", "depth", "backend_name", "exclusive_bytes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Volume(_message.Message):
     ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     BACKEND_NAME_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     size_bytes: int
@@ -68,7 +69,8 @@ class Volume(_message.Message):
     allocated_bytes: int
     depth: int
     backend_name: str
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., source: _Optional[_Union[VolumeSource, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., state: _Optional[_Union[VolumeState, str]] = ..., allocated_bytes: _Optional[int] = ..., depth: _Optional[int] = ..., backend_name: _Optional[str] = ...) -> None: ...
+    exclusive_bytes: int
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., source: _Optional[_Union[VolumeSource, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., state: _Optional[_Union[VolumeState, str]] = ..., allocated_bytes: _Optional[int] = ..., depth: _Optional[int] = ..., backend_name: _Optional[str] = ..., exclusive_bytes: _Optional[int] = ...) -> None: ...
 
 class VolumeSource(_message.Message):
     __slots__ = ("kind", "name", "uid")

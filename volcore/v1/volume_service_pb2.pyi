@@ -183,3 +183,17 @@ class DeleteVolumeRequest(_message.Message):
 class DeleteVolumeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class VerifyVolumeRequest(_message.Message):
+    __slots__ = ("name", "heal")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HEAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    heal: bool
+    def __init__(self, name: _Optional[str] = ..., heal: _Optional[bool] = ...) -> None: ...
+
+class VerifyVolumeResponse(_message.Message):
+    __slots__ = ("operation",)
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    operation: _operation_pb2.Operation
+    def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...

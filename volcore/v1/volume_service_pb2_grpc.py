@@ -75,6 +75,11 @@ class VolumeServiceStub:
                 request_serializer=volcore_dot_v1_dot_volume__service__pb2.FlattenVolumeRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_volume__service__pb2.FlattenVolumeResponse.FromString,
                 _registered_method=True)
+        self.VerifyVolume = channel.unary_unary(
+                '/volcore.v1.VolumeService/VerifyVolume',
+                request_serializer=volcore_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.FromString,
+                _registered_method=True)
         self.DeleteVolume = channel.unary_unary(
                 '/volcore.v1.VolumeService/DeleteVolume',
                 request_serializer=volcore_dot_v1_dot_volume__service__pb2.DeleteVolumeRequest.SerializeToString,
@@ -169,6 +174,18 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyVolume(self, request, context):
+        """Starts to read what a volume shows from the disk and to compare it with its checksums. Returns an operation; its
+        `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one. The
+        volume stays in use.
+
+        Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+        ABORTED one that does not heal is running, and this one shall.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteVolume(self, request, context):
         """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds.
 
@@ -221,6 +238,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.FlattenVolume,
                     request_deserializer=volcore_dot_v1_dot_volume__service__pb2.FlattenVolumeRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_volume__service__pb2.FlattenVolumeResponse.SerializeToString,
+            ),
+            'VerifyVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyVolume,
+                    request_deserializer=volcore_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.SerializeToString,
             ),
             'DeleteVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVolume,
@@ -445,6 +467,33 @@ class VolumeService:
             '/volcore.v1.VolumeService/FlattenVolume',
             volcore_dot_v1_dot_volume__service__pb2.FlattenVolumeRequest.SerializeToString,
             volcore_dot_v1_dot_volume__service__pb2.FlattenVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.VolumeService/VerifyVolume',
+            volcore_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.SerializeToString,
+            volcore_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

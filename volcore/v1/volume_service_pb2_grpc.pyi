@@ -84,6 +84,14 @@ class VolumeServiceStub:
 
     Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool cannot flatten.
     """
+    VerifyVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.VerifyVolumeRequest, _volume_service_pb2.VerifyVolumeResponse]
+    """Starts to read what a volume shows from the disk and to compare it with its checksums. Returns an operation; its
+    `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one. The
+    volume stays in use.
+
+    Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+    ABORTED one that does not heal is running, and this one shall.
+    """
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]
     """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds.
 
@@ -146,6 +154,14 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     the volume open.
 
     Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool cannot flatten.
+    """
+    VerifyVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.VerifyVolumeRequest, _volume_service_pb2.VerifyVolumeResponse]  # type: ignore[assignment]
+    """Starts to read what a volume shows from the disk and to compare it with its checksums. Returns an operation; its
+    `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one. The
+    volume stays in use.
+
+    Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+    ABORTED one that does not heal is running, and this one shall.
     """
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
     """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds.
@@ -254,6 +270,20 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         the volume open.
 
         Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool cannot flatten.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyVolume(
+        self,
+        request: _volume_service_pb2.VerifyVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.VerifyVolumeResponse, _abc.Awaitable[_volume_service_pb2.VerifyVolumeResponse]]:
+        """Starts to read what a volume shows from the disk and to compare it with its checksums. Returns an operation; its
+        `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one. The
+        volume stays in use.
+
+        Errors: NOT_FOUND no such volume; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
+        ABORTED one that does not heal is running, and this one shall.
         """
 
     @_abc_1.abstractmethod

@@ -1,12 +1,23 @@
 """Catalog records to messages, and the enums of messages to the words of the model."""
 
+from collections.abc import Iterable
+
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from volcore.errors import InvalidArgumentError, Reason
 from volcore.model import records
+from volcore.model.checks import Check, Finding
 from volcore.model.names import etag
-from volcore.v1 import attachment_pb2, image_pb2, operation_pb2, snapshot_pb2, volume_pb2
+from volcore.v1 import (
+    attachment_pb2,
+    check_pb2,
+    group_snapshot_pb2,
+    image_pb2,
+    operation_pb2,
+    snapshot_pb2,
+    volume_pb2,
+)
 from volcore.wire import names, status
 
 _SOURCE_KINDS = {
@@ -42,7 +53,12 @@ _PHASES = {
 
 
 def volume_message(
-    pool: str, record: records.Volume, *, allocated_bytes: int = 0, depth: int = 0
+    pool: str,
+    record: records.Volume,
+    *,
+    allocated_bytes: int = 0,
+    exclusive_bytes: int | None = None,
+    depth: int = 0,
 ) -> volume_pb2.Volume:
     """Return the message of a volume; the figures are those of the FULL view."""
     return volume_pb2.Volume(
@@ -55,6 +71,7 @@ def volume_message(
         etag=etag(record.id, record.revision),
         state=volume_pb2.VOLUME_STATE_READY,
         allocated_bytes=allocated_bytes,
+        exclusive_bytes=exclusive_bytes,
         depth=depth,
         backend_name=record.backend_id,
     )
@@ -85,6 +102,20 @@ def snapshot_message(pool: str, record: records.Snapshot) -> snapshot_pb2.Snapsh
         labels=record.labels,
         create_time=timestamp(record.create_time_ns),
         backend_name=record.backend_id,
+        group_snapshot=str(names.GroupSnapshotName(pool, record.name)) if record.group_id else "",
+    )
+
+
+def group_snapshot_message(
+    pool: str, record: records.GroupSnapshot, members: Iterable[records.Snapshot]
+) -> group_snapshot_pb2.GroupSnapshot:
+    """Return the message of a group snapshot with its `members`."""
+    return group_snapshot_pb2.GroupSnapshot(
+        name=str(names.GroupSnapshotName(pool, record.name)),
+        uid=record.id,
+        snapshots=[snapshot_message(pool, member) for member in members],
+        labels=record.labels,
+        create_time=timestamp(record.create_time_ns),
     )
 
 
@@ -110,6 +141,12 @@ def attachment_message(pool: str, record: records.Attachment) -> attachment_pb2.
         name=str(names.AttachmentName(pool, record.volume, record.host)),
         host=record.host,
         access_mode=_ACCESS_MODES_BY_NAME[record.access_mode],
+        state=(
+            attachment_pb2.ATTACHMENT_STATE_STANDBY
+            if record.standby
+            else attachment_pb2.ATTACHMENT_STATE_ACTIVE
+        ),
+        hand_over_from=record.hand_over_from,
         create_time=timestamp(record.create_time_ns),
     )
 
@@ -129,6 +166,32 @@ def operation_message(
         create_time=timestamp(record.create_time_ns),
         end_time=timestamp(record.end_time_ns) if record.end_time_ns else None,
         cancel_requested=record.cancel_requested,
+        check=None if record.check is None else _check_message(record.check),
+    )
+
+
+def _check_message(check: Check) -> check_pb2.Check:
+    return check_pb2.Check(
+        heal=check.heal,
+        checked_bytes=check.checked_bytes,
+        bad_block_count=check.bad_blocks,
+        healed_block_count=check.healed_blocks,
+        damage=[damage_message(finding) for finding in check.findings],
+        damage_count=check.finding_count,
+    )
+
+
+def damage_message(finding: Finding) -> check_pb2.DamagedBlocks:
+    """Return the message of a finding."""
+    return check_pb2.DamagedBlocks(
+        kind=f"DAMAGE_KIND_{finding.kind}",
+        names=finding.names,
+        name_count=finding.name_count,
+        offset_bytes=finding.offset_bytes,
+        length_bytes=finding.length_bytes,
+        layer=finding.layer,
+        healed=finding.healed,
+        detail=finding.detail,
     )
 
 

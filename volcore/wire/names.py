@@ -43,6 +43,16 @@ class SnapshotName(NamedTuple):
         return f"pools/{self.pool}/volumes/{self.volume}/snapshots/{self.snapshot}"
 
 
+class GroupSnapshotName(NamedTuple):
+    """`pools/{pool}/groupSnapshots/{group_snapshot}`."""
+
+    pool: str
+    group_snapshot: str
+
+    def __str__(self) -> str:
+        return f"pools/{self.pool}/groupSnapshots/{self.group_snapshot}"
+
+
 class ImageName(NamedTuple):
     """`pools/{pool}/images/{image}`."""
 
@@ -91,6 +101,11 @@ def parse_volume(name: str, *, field: str) -> VolumeName:
 def parse_snapshot(name: str, *, field: str) -> SnapshotName:
     """Return the parts of a snapshot's name."""
     return SnapshotName(*_parse(name, ("pools", "volumes", "snapshots"), field))
+
+
+def parse_group_snapshot(name: str, *, field: str) -> GroupSnapshotName:
+    """Return the parts of a group snapshot's name."""
+    return GroupSnapshotName(*_parse(name, ("pools", "groupSnapshots"), field))
 
 
 def parse_image(name: str, *, field: str) -> ImageName:
