@@ -217,8 +217,16 @@ class RbdStage:
             self._ask("rbd", "trash", "ls", "--all", "--pool", POOL, "--format", "json")
         )
         objects = self._ask("rados", "--pool", POOL, "ls").split()
-        lost = [name for name in objects if name.startswith(OBJECT_PREFIXES)]
+        lost = [name for name in objects if name.startswith(OBJECT_PREFIXES) and self._is(name)]
         return [str(one) for one in [*found, *trash, *lost]]
+
+    def _is(self, name: str) -> bool:
+        """Say whether an object exists, not only what its deleted snapshots have left."""
+        try:
+            self._ask("rados", "--pool", POOL, "stat", name)
+        except ProofError:
+            return False
+        return True
 
     def _ask(self, program: str, *words: str) -> str:
         return run([program, "-c", str(self._cluster.conf_path), *words])

@@ -83,7 +83,7 @@ class RbdPool:
     user: str = "admin"
     secret_uuid: str = ""
     connect_timeout_s: float = 10.0
-    direct_clone: bool = False
+    direct_clone: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -331,10 +331,9 @@ RBD_POOL: Final[Mapping[str, Key]] = {
     "direct_clone": Key(
         "boolean",
         switch,
-        "`false`",
+        "`true`",
         "`true`: make clones in two round trips, once a comparison with librbd has shown that it "
-        "makes the same on this cluster; `volcore pool get` tells. `false`: always through librbd. "
-        "Off until a leak is understood: data objects stay behind now and then after deletes.",
+        "makes the same on this cluster; `volcore pool get` tells. `false`: always through librbd.",
     ),
 }
 MEMORY_POOL: Final[Mapping[str, Key]] = {}

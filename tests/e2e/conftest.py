@@ -92,6 +92,14 @@ class RbdSite(Site):
     def objects(self) -> set[str]:
         return set(json.loads(self.run("rbd", "ls", "--format", "json", self.pool)))
 
+    def has_head(self, name: str) -> bool:
+        """Whether an object exists, and not only waits for its deleted snapshots to be trimmed."""
+        try:
+            self.run("rados", "-p", self.pool, "stat", name)
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
     def leftovers(self) -> list[str]:
         """Trash, and rados objects of rbd images that are not listed."""
         trash = json.loads(self.run("rbd", "trash", "ls", "-a", "--format", "json", self.pool))
@@ -103,7 +111,7 @@ class RbdSite(Site):
         strays = {
             line.split(".")[1]
             for line in self.run("rados", "-p", self.pool, "ls").splitlines()
-            if line.startswith(prefixes)
+            if line.startswith(prefixes) and self.has_head(line)
         } - known
         return [f"trash {entry}" for entry in trash] + [f"rados {stray}" for stray in strays]
 
