@@ -119,6 +119,13 @@ class BlockDevice(ABC):
             PreconditionError: READ_ONLY.
         """
 
+    def write_bulk(self, offset_bytes: int, data: memoryview) -> None:
+        """Write as `write` does what is much and not read soon; caches may be passed by.
+
+        *Alignment*: fastest for whole blocks, in memory that begins at a page.
+        """
+        self.write(offset_bytes, data)
+
     @abstractmethod
     def discard(self, offset_bytes: int, length_bytes: int) -> None:
         """Trim: the range reads as zeroes afterwards and its whole blocks free their space."""

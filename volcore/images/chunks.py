@@ -5,6 +5,7 @@ find zeroes, write) while the bytes are warm. Nothing is read twice, memory is o
 and reading, hashing and writing of different chunks overlap without hand-over between threads.
 """
 
+import mmap
 import os
 import queue
 import threading
@@ -28,10 +29,6 @@ ZERO_PIECE_BYTES: Final = 64 * KIB
 FLUSH_EVERY_BYTES: Final = 64 * MIB
 """Long enough that a flush costs little, short enough that the last one is short."""
 _PIECES_PER_CHUNK: Final = CHUNK_SIZE_BYTES // ZERO_PIECE_BYTES
-_TURN_BYTES: Final = 1 * MIB
-_TURN_S: Final = 0.003
-"""A file's page cache takes a tenth of that for a turn."""
-_FREE_CHUNKS: Final = 32
 _POLL_S: Final = 0.25
 """How long a cancel may go unnoticed while no chunk is done."""
 
@@ -66,13 +63,13 @@ def store(source: ChunkSource, device: BlockDevice, progress: Progress) -> str:
     assert device.size_bytes == source.size_bytes, "the device was made for this content"
     digest = ContentDigest(source.size_bytes)
     flusher = _EarlyFlusher(device)
-    turnstile = _Turnstile(device)
 
     def work(chunk_index: int, buffer: memoryview) -> None:
         offset_bytes = chunk_index * CHUNK_SIZE_BYTES
-        if turnstile.write(
-            offset_bytes, buffer, data_runs(buffer, device.size_bytes - offset_bytes)
-        ):
+        runs = data_runs(buffer, device.size_bytes - offset_bytes)
+        for start, end in runs:
+            device.write_bulk(offset_bytes + start, buffer[start:end])
+        if runs:
             flusher.note_written(CHUNK_SIZE_BYTES)
             digest.add(chunk_index, chunk_digest(buffer))
 
@@ -117,44 +114,6 @@ def for_each_chunk(
     finally:
         crew.stop()
     progress(source.size_bytes, source.size_bytes)
-
-
-class _Turnstile:
-    """Lets one thread write at a time, as long as that is fast.
-
-    Threads that write to one file at once burn processor time in the kernel, which lets them spin
-    for the file's lock; waiting for each other here costs nothing, and in small pieces it is short.
-    Storage that answers slowly wants whole chunks side by side instead: who waits in vain switches
-    to that for some chunks.
-    """
-
-    def __init__(self, device: BlockDevice) -> None:
-        self._device = device
-        self._lock = threading.Lock()
-        self._free_chunks = 0
-        """How many more chunks are written side by side."""
-
-    def write(self, offset_bytes: int, buffer: memoryview, runs: list[tuple[int, int]]) -> bool:
-        """Write runs of a chunk that begins at `offset_bytes`; return whether there were any."""
-        if self._free_chunks > 0:
-            self._free_chunks -= 1  # a lost count is of no importance
-            for start, end in runs:
-                self._device.write(offset_bytes + start, buffer[start:end])
-            return bool(runs)
-        for start, end in runs:
-            for place in range(start, end, _TURN_BYTES):
-                self._take_turn(offset_bytes + place, buffer[place : min(end, place + _TURN_BYTES)])
-        return bool(runs)
-
-    def _take_turn(self, offset_bytes: int, piece: memoryview) -> None:
-        mine = self._lock.acquire(timeout=_TURN_S)
-        try:
-            self._device.write(offset_bytes, piece)
-        finally:
-            if mine:
-                self._lock.release()
-            else:
-                self._free_chunks = _FREE_CHUNKS
 
 
 class _EarlyFlusher:
@@ -223,7 +182,8 @@ class _Crew:
 
     def _run(self) -> None:
         try:
-            with memoryview(bytearray(CHUNK_SIZE_BYTES)) as buffer:
+            # Memory of its own pages: a device may write it past the page cache.
+            with memoryview(mmap.mmap(-1, CHUNK_SIZE_BYTES)) as buffer:
                 while not self._stopping.is_set():
                     with self._lock:
                         taken = next(self._chunks, None)

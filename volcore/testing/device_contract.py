@@ -1,5 +1,6 @@
 """The part of the backend suite that works through devices; see `backend_contract`."""
 
+import mmap
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -189,6 +190,20 @@ class DeviceContract:
         assert device.read(100, len(before)) == before
         device.flush()
         assert device.read(100, len(before)) == before
+
+    def test_bulk_writes(self, device: BlockDevice) -> None:
+        """Bulk writes are writes, whatever memory they come from and wherever they go."""
+        model = bytearray(device.read(0, SIZE))
+        pages = memoryview(mmap.mmap(-1, MIB))
+        pages[:] = pattern(MIB, 5)
+        for seed, (offset, length) in enumerate(((0, MIB), (B, 3 * B), (B + 5, B), (C - B, 2 * B))):
+            for source in (pages[:length], memoryview(pattern(B + length, seed))[B:]):
+                device.write(offset, bytes(length))
+                device.write_bulk(offset, source)
+                model[offset : offset + length] = source
+                assert device.read(0, SIZE) == model
+        device.flush()
+        assert device.read(0, SIZE) == model
 
     def test_overwrite(self, device: BlockDevice) -> None:
         """The last write wins, with and without a flush between."""

@@ -218,6 +218,14 @@ class ChunkStore:
                 self._write_locked(stripe, chunk, chunk_map, first, part)
         self.durability.flush_if_large()
 
+    def write_bulk(self, first_block: int, source: memoryview) -> None:
+        """Write whole blocks past the page cache, where that can be."""
+        for chunk, first, count, at in _parts(first_block, len(source) // BLOCK_SIZE_BYTES):
+            part = source[at * BLOCK_SIZE_BYTES : (at + count) * BLOCK_SIZE_BYTES]
+            with self._changing(chunk, first, count) as (stripe, chunk_map):
+                self._write_locked(stripe, chunk, chunk_map, first, part, direct=True)
+        self.durability.flush_if_large()
+
     def patch(self, block: int, start: int, data: memoryview) -> None:
         """Write part of one block."""
         chunk, first = divmod(block, CHUNK_BLOCKS)
@@ -297,15 +305,23 @@ class ChunkStore:
         assert self.writable, "devices refuse writes to what is frozen"
 
     def _write_locked(
-        self, stripe: Stripe, chunk: int, chunk_map: ChunkMap, first: int, source: memoryview
+        self,
+        stripe: Stripe,
+        chunk: int,
+        chunk_map: ChunkMap,
+        first: int,
+        source: memoryview,
+        *,
+        direct: bool = False,
     ) -> None:
         end = first + len(source) // BLOCK_SIZE_BYTES
+        piece_bytes = CHUNK_SIZE_BYTES if direct else WRITE_PIECE_BYTES
         stripe.soil(chunk_map)
         while first < end:
             chunk_map.version += 1
-            piece = source[:WRITE_PIECE_BYTES]
+            piece = source[:piece_bytes]
             offset_bytes = chunk * CHUNK_SIZE_BYTES + first * BLOCK_SIZE_BYTES
-            written, err = self.store.files.write(self.top, piece, offset_bytes)
+            written, err = self.store.files.write(self.top, piece, offset_bytes, direct=direct)
             count = written // BLOCK_SIZE_BYTES
             crc32c.crc32c_blocks(
                 piece[: count * BLOCK_SIZE_BYTES],
@@ -318,7 +334,7 @@ class ChunkStore:
             if err is not None:
                 self._take_over(chunk, chunk_map, first, end - first)
                 raise err
-            source = source[WRITE_PIECE_BYTES:]
+            source = source[piece_bytes:]
         self._attach(self.chain, len(self.chain) - 1)
 
     def _attach(self, chain: list[int], owner: int, *, create: bool = False) -> None:

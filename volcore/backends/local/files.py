@@ -83,9 +83,12 @@ class LayerFiles:
         return got
 
     def write(
-        self, layer_id: int, source: memoryview, offset_bytes: int
+        self, layer_id: int, source: memoryview, offset_bytes: int, *, direct: bool = False
     ) -> tuple[int, VolcoreError | None]:
-        """Write `source`; return how many bytes were written, and what stopped it, if anything."""
+        """Write `source`; return how many bytes were written, and what stopped it, if anything.
+
+        `direct`: past the page cache, where the filesystem can and `source` lies on whole pages.
+        """
         written = 0
         try:
             file = self._enter(layer_id, create=True)
@@ -94,6 +97,8 @@ class LayerFiles:
         assert file is not None
         entry, fd = file
         try:
+            if direct:
+                written = self._write_direct(fd, layer_id, source, offset_bytes)
             while written < len(source):
                 written += os.pwrite(fd, source[written:], offset_bytes + written)
         except OSError as err:
@@ -101,6 +106,23 @@ class LayerFiles:
         finally:
             entry.leave()
         return written, None
+
+    def _write_direct(self, fd: int, layer_id: int, source: memoryview, offset_bytes: int) -> int:
+        """Write what goes past the page cache; return how many bytes, 0 if that is refused here."""
+        try:
+            direct_fd = os.open(self.path(layer_id), os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:
+            return 0
+        try:
+            # Space first: else each write would wait for the ones that allocate before it.
+            _libc.fallocate(fd, 0, offset_bytes, len(source))
+            return os.pwrite(direct_fd, source, offset_bytes)
+        except OSError as err:
+            if err.errno != errno.EINVAL:
+                raise
+            return 0
+        finally:
+            os.close(direct_fd)
 
     def punch(self, layer_id: int, offset_bytes: int, length_bytes: int) -> None:
         """Free the space of the range where the filesystem can; what is freed reads as zeroes."""
