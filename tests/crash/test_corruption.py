@@ -14,7 +14,7 @@ COUNT = 100
 
 @pytest.mark.parametrize("first", [0, COUNT])
 def test_corruptions(first: int) -> None:
-    """Goal: INV-BE-3, INV-LOCAL-9. Method: damage copies of a pool, read everything, use it."""
+    """Goal: INV-BE-3, INV-LOCAL-11. Method: damage copies of a pool, read everything, use it."""
     done = subprocess.run(
         [
             sys.executable, "-m", "volcore.testing.corruption",

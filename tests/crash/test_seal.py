@@ -71,7 +71,7 @@ def run(pool: Path, sql: str) -> None:
     ],
 )
 def test_rows(pool: Path, sql: str) -> None:
-    """Goal: INV-LOCAL-9. Method: change a row behind the server's back."""
+    """Goal: INV-LOCAL-11. Method: change a row behind the server's back."""
     run(pool, sql)
     assert "damaged" in refused(pool)
 

@@ -44,3 +44,23 @@ def test_generated_pages():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, f"run 'make docs'\n{done.stdout}{done.stderr}"
+
+
+def test_invariants_have_one_name_each():
+    """Goal: an id names one invariant. Method: count the first cells of the page's tables."""
+    rows = re.findall(r"^\| (INV-[A-Z]+-\d+) \|", prose(ROOT / "docs" / "invariants.md"), re.M)
+    assert rows
+    assert sorted(rows) == sorted(set(rows))
+
+
+def test_named_invariants_exist():
+    """Goal: no reference to an invariant that is gone. Method: look each id up on the page."""
+    known = set(re.findall(r"INV-[A-Z]+-\d+", prose(ROOT / "docs" / "invariants.md")))
+    named = {
+        (name, shown(path))
+        for path in project_files()
+        if path.suffix in {".py", ".pyx", ".pxi", ".md"}
+        for name in re.findall(r"INV-[A-Z]+-\d+", path.read_text())
+    }
+    assert named
+    assert sorted((name, at) for name, at in named if name not in known) == []
