@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from volcore.backends.contract import Damage, VerifyRequest
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.backends.local import merge as merge_module
 from volcore.backends.local import pruning as pruning_module
 from volcore.backends.local import upkeep as upkeep_module
+from volcore.backends.verifying import Damage, VerifyRequest
 from volcore.errors import IntegrityError, VolcoreError
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, MIB
 from volcore.testing.crash import Crash, CrashSwitch

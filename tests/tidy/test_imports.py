@@ -21,10 +21,14 @@ ARROWS: dict[str, set[str]] = {
     "database": FOUNDATION | {"seal"},
     "backends": set(),
     "backends.contract": VALUES,
+    "backends.verifying": VALUES,
     "backends.refusals": VALUES | {"backends.contract"},
     "backends.memory": VALUES | {"kernels", "backends.contract", "backends.refusals"},
     "backends.local": VALUES
-    | {"kernels", "backends.contract", "backends.refusals", "database", "seal"},
+    | {
+        "kernels", "backends.contract", "backends.refusals", "backends.verifying", "database",
+        "seal",
+    },
     "backends.rbd": VALUES | {"kernels", "backends.contract", "backends.refusals"},
     "catalog": set(),
     "catalog.contract": VALUES,
@@ -32,7 +36,8 @@ ARROWS: dict[str, set[str]] = {
     "catalog.omap": VALUES | {"catalog.contract"},
     "nbd": VALUES | {"kernels", "backends.contract", "credentials"},
     "images": VALUES | {"kernels", "backends.contract", "nbd"},
-    "engine": VALUES | {"kernels", "backends.contract", "catalog.contract", "images"},
+    "engine": VALUES
+    | {"kernels", "backends.contract", "backends.verifying", "catalog.contract", "images"},
     "wire": VALUES | {"v1"},
     "client": VALUES | {"v1", "wire"},
     "cinder": VALUES | {"client"},

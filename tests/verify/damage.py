@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from volcore.backends.contract import Damage, VerifyRequest
 from volcore.backends.local import LocalBackend, LocalStore
+from volcore.backends.verifying import Damage, VerifyRequest
 from volcore.errors import CancelledError, Reason
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 

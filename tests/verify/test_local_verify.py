@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from volcore.backends.contract import DamageKind, SupportsVerify
 from volcore.backends.local.direct import DirectReader
+from volcore.backends.verifying import DamageKind, SupportsVerify
 from volcore.errors import BackendIOError, CancelledError, NotFoundError, Reason
 from volcore.limits import CHUNK_BLOCKS
 

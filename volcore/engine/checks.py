@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from volcore.backends.contract import Damage, SupportsVerify, VerifyRequest
+from volcore.backends.verifying import Damage, SupportsVerify, VerifyRequest
 from volcore.engine.operations import WRITE_INTERVAL_S, Operations, Work
 from volcore.engine.pool import Pool, now_ns, put
 from volcore.engine.pools import Pools

@@ -6,8 +6,8 @@ from volcore.backends.contract import (
     SupportsGroupSnapshot,
     SupportsRevert,
     SupportsShortPath,
-    SupportsVerify,
 )
+from volcore.backends.verifying import SupportsVerify
 from volcore.engine.pool import Pool
 from volcore.engine.views import PoolView
 from volcore.errors import NotFoundError, Reason

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from volcore.backends.contract import SupportsVerify
+from volcore.backends.verifying import SupportsVerify
 from volcore.engine.checks import Checks, health_of
 from volcore.engine.pool import now_ns
 from volcore.engine.pools import Pools

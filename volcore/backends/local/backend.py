@@ -21,15 +21,7 @@ from typing import Final
 
 from volcore import limits
 from volcore.backends import refusals
-from volcore.backends.contract import (
-    BackendCaps,
-    PoolStats,
-    Progress,
-    VerifyRequest,
-    VerifyWatcher,
-    VolumeBackend,
-    VolumeFacts,
-)
+from volcore.backends.contract import BackendCaps, PoolStats, Progress, VolumeBackend, VolumeFacts
 from volcore.backends.local.chunkstore import ChunkStore
 from volcore.backends.local.device import LocalDevice
 from volcore.backends.local.diff import diff_points
@@ -44,6 +36,7 @@ from volcore.backends.local.space import exclusive_layers
 from volcore.backends.local.store import LocalStore
 from volcore.backends.local.upkeep import Upkeep
 from volcore.backends.local.verify import Verification
+from volcore.backends.verifying import VerifyRequest, VerifyWatcher
 from volcore.errors import (
     ExhaustedError,
     NotFoundError,

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from volcore.backends.contract import DamageKind
 from volcore.backends.local.files import translated
+from volcore.backends.verifying import DamageKind
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 
 FILES_MAX: Final = 16

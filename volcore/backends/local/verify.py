@@ -20,19 +20,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol
 
-from volcore.backends.contract import (
-    BlockDevice,
-    Damage,
-    DamageKind,
-    VerifyRequest,
-    VerifyWatcher,
-)
+from volcore.backends.contract import BlockDevice
 from volcore.backends.local.direct import DirectReader
 from volcore.backends.local.heal import find_content
 from volcore.backends.local.layers import Layers, Page, PointRow
 from volcore.backends.local.pace import Pace
 from volcore.backends.local.store import LocalStore
 from volcore.backends.local.survey import POINTS_NAMED_MAX, PointKey, Survey, chunk_end
+from volcore.backends.verifying import Damage, DamageKind, VerifyRequest, VerifyWatcher
 from volcore.database import Database
 from volcore.errors import IntegrityError, VolcoreError
 from volcore.kernels import chunkmap, crc32c
