@@ -48,7 +48,7 @@ def refused(pool: Path) -> str:
 
 def run(pool: Path, sql: str) -> None:
     with closing(sqlite3.connect(pool / "volcore.db")) as database:
-        database.execute(sql)
+        database.executescript(sql)
         database.commit()
 
 
@@ -93,6 +93,22 @@ def test_pages(pool: Path, sql: str) -> None:
     with backend.open_device("v", "s", read_only=True) as device:
         assert device.read(0, 8 * B) == b"1" * 8 * B
     backend.close()
+
+
+@pytest.mark.parametrize("value", ["NULL", "'three'"])
+def test_format_is_no_number(pool: Path, value: str) -> None:
+    """Goal: a damaged page is found, whatever it holds. Method: a type the column does not allow.
+
+    Soak of corruptions, seeds 63453 and 63982.
+    """
+    run(
+        pool,
+        "PRAGMA writable_schema = ON;"
+        "UPDATE sqlite_master SET sql = 'CREATE TABLE local_format (version)'"
+        " WHERE name = 'local_format'",
+    )
+    run(pool, f"UPDATE local_format SET version = {value}")
+    assert "damaged" in refused(pool)
 
 
 def test_lost_commits(pool: Path, tmp_path: Path) -> None:

@@ -139,7 +139,12 @@ class Layers:
         if not self.database.query(known):
             return None
         rows = self.database.query("SELECT version FROM local_format")
-        return int(rows[0][0]) if rows else None
+        if not rows:
+            return None
+        (version,) = rows[0]
+        if not isinstance(version, int):  # a damaged page keeps to no column's type
+            raise damaged("its format is not a number")
+        return version
 
     def _check_whole(self, version: int | None) -> None:
         """Refuse a sealed database that lacks a table or says nonsense about itself."""
