@@ -84,6 +84,7 @@ class RbdPool:
     secret_uuid: str = ""
     connect_timeout_s: float = 10.0
     direct_clone: bool = True
+    warm_clones: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -335,6 +335,14 @@ RBD_POOL: Final[Mapping[str, Key]] = {
         "`true`: make clones in two round trips, once a comparison with librbd has shown that it "
         "makes the same on this cluster; `volcore pool get` tells. `false`: always through librbd.",
     ),
+    "warm_clones": Key(
+        "integer",
+        number(0, limits.WARM_CLONES_MAX, whole=True),
+        "0",
+        "Most clones that are kept ready, of all images together, so that a deployment needs one "
+        f"write; 0 to {limits.WARM_CLONES_MAX}. How many an image gets follows from what is "
+        "deployed. 0: none, and those that exist are deleted.",
+    ),
 }
 MEMORY_POOL: Final[Mapping[str, Key]] = {}
 BACKENDS: Final[Mapping[str, Mapping[str, Key]]] = {

@@ -100,6 +100,7 @@ async def _run(config: Config) -> int:
         await asyncio.to_thread(storage.open)
         await api.open()
         engine.schedule.start()
+        engine.warm.start()
         _log.info("ready", addresses=addresses, nbd=storage.nbd_addresses, pid=os.getpid())
         _notify(config, "READY=1")
         await stop.wait()
@@ -143,7 +144,8 @@ class Storage:
         for pool in self._config.pools:
             try:
                 backend, catalog = self._open_pool(pool)
-                self._engine.add_pool(pool.name, backend, catalog, exporter)
+                warm = pool.warm_clones if isinstance(pool, RbdPool) else 0
+                self._engine.add_pool(pool.name, backend, catalog, exporter, warm_clones_max=warm)
             except VolcoreError as err:
                 failures.append((pool, err))
         if failures:

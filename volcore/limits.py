@@ -58,6 +58,18 @@ RBD_DEPTH_MAX: Final = 14
 SNAPSHOTS_PER_VOLUME_MAX: Final = 400
 """The kernel rbd client stops at about 510 snapshots of one image."""
 
+# Warm clones.
+WARM_CLONES_MAX: Final = 1000
+"""Of one pool; each is a record of the catalog and an rbd image."""
+WARM_CLONES_FIRST: Final = 4
+"""Of an image that was deployed from once."""
+WARM_DEMAND_S: Final = 10.0
+"""A stock covers twice what is asked for in about so long: it is refilled well within that."""
+WARM_IDLE_S: Final = 600.0
+"""After so long without need for it, a stock is halved."""
+WARM_HOT_S: Final = 60.0
+"""For so long after a demand, other images take nothing of an image's share."""
+
 # NBD.
 NBD_REQUEST_BYTES_MAX: Final = 32 * MIB
 """The protocol's own recommendation for the largest payload."""
@@ -88,6 +100,8 @@ assert CHUNK_SIZE_BYTES % BLOCK_SIZE_BYTES == 0
 assert BLOCK_SIZE_BYTES & (BLOCK_SIZE_BYTES - 1) == 0
 assert CHUNK_SIZE_BYTES & (CHUNK_SIZE_BYTES - 1) == 0
 assert NAME_BYTES_MAX <= 128
+assert WARM_CLONES_FIRST <= WARM_CLONES_MAX
+assert WARM_DEMAND_S < WARM_HOT_S < WARM_IDLE_S
 assert PAGE_SIZE_DEFAULT <= PAGE_SIZE_MAX
 assert FRAME_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX
 assert IMAGE_VIRTUAL_SIZE_BYTES_MAX <= VOLUME_SIZE_BYTES_MAX

@@ -4,6 +4,7 @@ from typing import Final
 
 from volcore.api.calls import request_id
 from volcore.backends.contract import RbdConnection, ShortPath
+from volcore.engine.stock import StockFigures
 from volcore.engine.views import AttachmentView, GroupSnapshotView, PoolView
 from volcore.model.records import Health, Operation
 from volcore.v1 import attachment_pb2, group_snapshot_pb2, operation_pb2, pool_pb2
@@ -37,12 +38,21 @@ def pool_message(view: PoolView) -> pool_pb2.Pool:
         image_count=view.image_count,
         health=_health_message(view.health) if view.verify else None,
         short_path=None if view.short_path is None else _short_path_message(view.short_path),
+        warm_clones=_warm_clones_message(view.warm_clones),
     )
 
 
 def _short_path_message(found: ShortPath) -> pool_pb2.PoolShortPath:
     return pool_pb2.PoolShortPath(
         state=f"STATE_{found.state}", detail=found.detail[:_DETAIL_CHARACTERS_MAX]
+    )
+
+
+def _warm_clones_message(found: StockFigures) -> pool_pb2.PoolWarmClones | None:
+    if not found.count_max:
+        return None
+    return pool_pb2.PoolWarmClones(
+        ready_count=found.ready_count, target_count=found.target_count, count_max=found.count_max
     )
 
 

@@ -319,6 +319,21 @@ class SupportsCloneMany(Protocol):
 
 
 @runtime_checkable
+class SupportsLookFor(Protocol):
+    """Asking whether volumes are still there, on storage that others can reach too."""
+
+    def look_for(self, volume_ids: Sequence[str]) -> Callable[[], set[str]]:
+        """Ask for volumes; return what waits for the answers: the ids of those that are gone.
+
+        One round trip for all, beside what the caller does before it waits; the first look at a
+        volume takes one more, and that at once.
+
+        Raises:
+            UnavailableError: the storage cannot be reached; what waits may raise it, too.
+        """
+
+
+@runtime_checkable
 class SupportsFlatten(Protocol):
     """Copying what is shared, so that the volume stands alone."""
 

@@ -34,6 +34,7 @@ DETAILS: Columns = [
     ("DAMAGED BLOCKS", lambda pool: _damaged(pool)),
     ("LAST SCRUB", lambda pool: _last_scrub(pool)),
     ("SHORT CLONES", lambda pool: _short_path(pool)),
+    ("WARM CLONES", lambda pool: _warm_clones(pool)),
 ]
 
 
@@ -97,6 +98,14 @@ def _short_path(pool: "Pool") -> str:
     found = pool.short_path
     state = type(found).State.Name(found.state).removeprefix("STATE_").lower()
     return f"{state}: {found.detail}" if found.detail else state
+
+
+def _warm_clones(pool: "Pool") -> str:
+    """Return how many clones are ready, should be, and may be."""
+    if not pool.HasField("warm_clones"):
+        return "-"
+    found = pool.warm_clones
+    return f"{found.ready_count} of {found.target_count}, at most {found.count_max}"
 
 
 def _abilities(pool: "Pool") -> str:

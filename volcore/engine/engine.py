@@ -16,7 +16,9 @@ from volcore.engine.pool import Exporter, Pool
 from volcore.engine.pools import Pools
 from volcore.engine.schedule import Schedule, ScrubSettings
 from volcore.engine.snapshots import Snapshots
+from volcore.engine.stock import Stock
 from volcore.engine.volumes import Volumes
+from volcore.engine.warm import Keeper, load
 from volcore.errors import PreconditionError
 from volcore.model.records import Intent
 
@@ -47,23 +49,33 @@ class Engine:
         self.attachments = Attachments(self.pools)
         self.checks = Checks(self.pools, self.operations, settings.images.directories)
         self.schedule = Schedule(self.pools, self.checks, settings.scrub)
+        self.warm = Keeper(self.pools)
 
     def add_pool(
-        self, name: str, backend: VolumeBackend, catalog: Catalog, exporter: Exporter | None
+        self,
+        name: str,
+        backend: VolumeBackend,
+        catalog: Catalog,
+        exporter: Exporter | None,
+        *,
+        warm_clones_max: int = 0,
     ) -> None:
         """Recover a pool whose backend is open, and serve it.
 
         Raises:
             VolcoreError: recovery did not succeed; the pool is not served.
         """
-        pool = Pool(name, backend, catalog, exporter, self._server_id)
+        stock = Stock(warm_clones_max, on_work=self.warm.wake)
+        pool = Pool(name, backend, catalog, exporter, self._server_id, stock=stock)
         recover(pool)
+        load(pool)
         republish(pool)
         self.pools.add(pool)
         self.operations.recover(pool)
 
     def close(self, timeout_s: float) -> None:
         """Interrupt background work so that it goes on at the next start; pools stay open."""
+        self.warm.close()
         self.schedule.close()
         self.operations.close(timeout_s)
 

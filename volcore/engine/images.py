@@ -248,6 +248,7 @@ class Images:
             intent = _intent(at, image, IntentAction.DELETE_IMAGE)
             with change(at, intent, begin=[put(gone, image)], end=[drop(gone)]):
                 at.backend.delete(image.backend_volume_id)
+            at.stock.forget(image.id)
 
     def _existing(self, at: Pool, name: str) -> Image | None:
         """Return the ready image, or None; settles what an earlier call left half-done."""

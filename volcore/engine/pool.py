@@ -5,9 +5,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from volcore.backends.contract import BlockDevice, SupportsSyncAhead, VolumeBackend
+from volcore.backends.contract import (
+    BlockDevice,
+    SupportsLookFor,
+    SupportsSyncAhead,
+    VolumeBackend,
+)
 from volcore.catalog.contract import ABSENT, Absent, Catalog, Change
 from volcore.engine.locks import KeyedLocks
+from volcore.engine.stock import Stock
 from volcore.engine.views import NbdConnection
 from volcore.errors import NotFoundError, Reason
 from volcore.model.records import GroupSnapshot, Image, Record, Snapshot, State, Volume
@@ -59,13 +65,20 @@ class Pool:
     exporter: Exporter | None
     server_id: str
     locks: KeyedLocks = field(default_factory=KeyedLocks)
+    stock: Stock = field(default_factory=Stock)
+    """Warm clones; none unless the configuration says so."""
     syncs_ahead: SupportsSyncAhead | None = field(init=False)
     """The backend, if it can: to ask a protocol takes longer than a statement of SQL."""
+
+    looks_for: SupportsLookFor | None = field(init=False)
+    """The backend, if others can reach its volumes and it can look for them."""
 
     def __post_init__(self) -> None:
         """Look at the backend once."""
         able = self.backend if isinstance(self.backend, SupportsSyncAhead) else None
         object.__setattr__(self, "syncs_ahead", able)
+        looks = self.backend if isinstance(self.backend, SupportsLookFor) else None
+        object.__setattr__(self, "looks_for", looks)
 
     def find(self, record: type[R], key: str) -> R | None:
         """Return the record, whatever its state, or None."""

@@ -69,6 +69,7 @@ class Pools:
             verify=isinstance(backend, SupportsVerify),
             health=pool.find(Health, Health.KEY),
             short_path=backend.short_path if isinstance(backend, SupportsShortPath) else None,
+            warm_clones=pool.stock.figures(),
         )
 
     def list(self) -> list[PoolView]:

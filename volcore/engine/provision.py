@@ -5,12 +5,14 @@ names and intents are written in one commit, the clones are made side by side, a
 it.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from volcore import limits
 from volcore.backends.contract import SupportsCloneMany
+from volcore.engine import warm
 from volcore.engine.changes import settle, settle_leftover
 from volcore.engine.pool import (
     Pool,
@@ -69,7 +71,8 @@ def deploy(
             reason=Reason.BAD_FIELD,
             field="volume_ids",
         )
-    pool.image(names.check_name(image, field="image"))
+    if not pool.stock.has(names.check_name(image, field="image")):
+        pool.image(image)
     source = SourceRef(kind=SourceKind.IMAGE, key=image)
     requests = [
         CreateVolume(name=name, source=source, size_bytes=size_bytes, labels=labels)
@@ -93,8 +96,31 @@ def make(pool: Pool, requests: Sequence[CreateVolume]) -> list[Volume | VolcoreE
     if todo:
         exclusive = [volume_lock(request.name) for request in todo]
         with pool.locks.hold(exclusive, _source_locks(todo[0].source)):
-            _make_locked(pool, todo, results)
+            results |= _claim(pool, todo)
+            todo = [request for request in todo if request.name not in results]
+            if todo:
+                _make_locked(pool, todo, results)
     return [results[request.name] for request in requests]
+
+
+def _claim(pool: Pool, requests: Sequence[CreateVolume]) -> Mapping[str, Volume | VolcoreError]:
+    """Make all volumes of warm clones if there are enough; nothing is returned for the others."""
+    source, size_bytes = requests[0].source, requests[0].size_bytes
+    if source is None or source.kind is not SourceKind.IMAGE:
+        return {}
+    if any(request.size_bytes != size_bytes for request in requests):
+        return {}
+    try:
+        volumes = warm.claim(
+            pool,
+            source.key,
+            size_bytes,
+            count=len(requests),
+            plan=lambda image: [_plan(request, image) for request in requests],
+        )
+    except VolcoreError as err:
+        return {request.name: err for request in requests}
+    return {volume.name: volume for volume in volumes or ()}
 
 
 def _make_locked(
@@ -116,6 +142,10 @@ def _make_locked(
             results[request.name] = err
     if not planned:
         return
+    image = found_source[0]
+    if isinstance(image, Image):
+        for size_bytes, count in Counter(volume.size_bytes for volume in planned).items():
+            pool.stock.missed(image, size_bytes, count)
     try:
         if pool.backend.caps.joins_catalog:
             _make_joined(pool, planned, found_source[0])

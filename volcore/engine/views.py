@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from volcore.backends.contract import BackendCaps, PoolStats, RbdConnection, ShortPath
+from volcore.engine.stock import StockFigures
 from volcore.images.arrival import HandedFile
 from volcore.images.spool import Piece
 from volcore.model.records import Attachment, GroupSnapshot, Health, Snapshot, SourceKind
@@ -76,6 +77,7 @@ class PoolView:
     """What scrubs have found; None before the first one, and where there are none."""
     short_path: ShortPath | None
     """Whether the short path for clones is used; None: there is none."""
+    warm_clones: StockFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,10 +40,12 @@ class Kind(StrEnum):
     """key: intent id."""
     HEALTH = "health"
     """key: `pool`; there is one."""
+    WARM_CLONE = "warm_clone"
+    """key: image name / id."""
 
 
 class State(StrEnum):
-    """Life of a volume, snapshot or image; only READY ones are visible."""
+    """Life of a volume, snapshot, image or warm clone; only READY ones are visible or claimed."""
 
     CREATING = "CREATING"
     READY = "READY"
@@ -282,6 +284,31 @@ class Image(Record):
     def key(self) -> str:
         """Key of this record within its kind."""
         return self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmClone(Record):
+    """A clone of an image that is no volume yet; who deletes a READY one's record has claimed it.
+
+    It is its own intent: one that is not READY is to be deleted by whoever finds it at a start.
+    """
+
+    KIND: ClassVar[Kind] = Kind.WARM_CLONE
+
+    image: str
+    id: str
+    image_id: str
+    """Id of the image record; a new image of the same name has another."""
+    backend_id: str
+    """Stays that of the volume that it becomes."""
+    size_bytes: int
+    state: State
+    create_time_ns: int
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return f"{self.image}/{self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

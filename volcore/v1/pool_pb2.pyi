@@ -13,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Pool(_message.Message):
-    __slots__ = ("name", "backend", "capabilities", "capacity_bytes", "available_bytes", "allocated_bytes", "provisioned_bytes", "volume_count", "image_count", "health", "short_path")
+    __slots__ = ("name", "backend", "capabilities", "capacity_bytes", "available_bytes", "allocated_bytes", "provisioned_bytes", "volume_count", "image_count", "health", "short_path", "warm_clones")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Pool(_message.Message):
     IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     HEALTH_FIELD_NUMBER: _ClassVar[int]
     SHORT_PATH_FIELD_NUMBER: _ClassVar[int]
+    WARM_CLONES_FIELD_NUMBER: _ClassVar[int]
     name: str
     backend: str
     capabilities: PoolCapabilities
@@ -36,7 +37,18 @@ class Pool(_message.Message):
     image_count: int
     health: PoolHealth
     short_path: PoolShortPath
-    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., capabilities: _Optional[_Union[PoolCapabilities, _Mapping]] = ..., capacity_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., provisioned_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., image_count: _Optional[int] = ..., health: _Optional[_Union[PoolHealth, _Mapping]] = ..., short_path: _Optional[_Union[PoolShortPath, _Mapping]] = ...) -> None: ...
+    warm_clones: PoolWarmClones
+    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., capabilities: _Optional[_Union[PoolCapabilities, _Mapping]] = ..., capacity_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., provisioned_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., image_count: _Optional[int] = ..., health: _Optional[_Union[PoolHealth, _Mapping]] = ..., short_path: _Optional[_Union[PoolShortPath, _Mapping]] = ..., warm_clones: _Optional[_Union[PoolWarmClones, _Mapping]] = ...) -> None: ...
+
+class PoolWarmClones(_message.Message):
+    __slots__ = ("ready_count", "target_count", "count_max")
+    READY_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_MAX_FIELD_NUMBER: _ClassVar[int]
+    ready_count: int
+    target_count: int
+    count_max: int
+    def __init__(self, ready_count: _Optional[int] = ..., target_count: _Optional[int] = ..., count_max: _Optional[int] = ...) -> None: ...
 
 class PoolShortPath(_message.Message):
     __slots__ = ("state", "detail")

@@ -9,7 +9,7 @@ name moved to the rbd trash -> row of the trash (it is deleted) -> image freed w
 has gone. A crash between any two leaves something that `delete` or `collect` finishes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -289,6 +289,10 @@ class RbdBackend(VolumeBackend):
     ) -> dict[str, VolcoreError]:
         """See `SupportsCloneMany.clone_many`. Complexity: two round trips for each 128 clones."""
         return clones.clone_many(self._changing(), volume_id, snapshot_id, targets, reserve)
+
+    def look_for(self, volume_ids: Sequence[str]) -> Callable[[], set[str]]:
+        """See `SupportsLookFor.look_for`."""
+        return self._session().presence.look_for(volume_ids)
 
     @property
     def short_path(self) -> ShortPath:

@@ -16,6 +16,7 @@ from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers
 from volcore.backends.rbd.lease import PoolLease
 from volcore.backends.rbd.omap import OmapObject
+from volcore.backends.rbd.presence import Presence
 from volcore.backends.rbd.reaper import Reaper
 from volcore.backends.rbd.watchers import Watchers
 from volcore.backends.refusals import id_taken
@@ -62,6 +63,7 @@ class Session:
             self.directory = Directory(OmapObject(self.ioctx, OBJECT_NAME))
             self.handles = Handles(self.ioctx)
             self.watchers = Watchers(cluster, self.ioctx)
+            self.presence = Presence(self.ioctx, self.find)
             self.direct = DirectPath(
                 cluster, self.ioctx, self.directory, self.find, order=ORDER, features=FEATURES
             )
