@@ -37,8 +37,10 @@ from volcore.v1.pool_pb2 import PoolShortPath
 FEATURES = 61
 ORDER = 22
 SMALL = b"x" * 64
-POOLS = ("served", "direct", "plain")
+POOLS = ("served", "warm", "direct", "plain")
 DEPTH = 8
+WARM = 256
+"""Clones in stock: more than a scenario claims, so that none is made while the clock runs."""
 
 
 class Bench:
@@ -61,21 +63,19 @@ class Bench:
         self.backend.open()
         undo.callback(self.backend.close)
         assert self.backend.wait_for_short_path().state is ShortPathState.ON
-        self.server = undo.enter_context(
-            RunningServer(
-                directory, f'backend = "rbd"\npool = "served"\nceph_conf = "{self.conf}"\n'
-            )
-        )
+        ceph = f'backend = "rbd"\nceph_conf = "{self.conf}"\npool'
+        pools = f'{ceph} = "served"\n[pools.w]\n{ceph} = "warm"\nwarm_clones = {WARM}\n'
+        self.server = undo.enter_context(RunningServer(directory, pools))
         self.client = undo.enter_context(self.server.client())
-        while self._state() == PoolShortPath.STATE_PROVING:
+        while PoolShortPath.STATE_PROVING in self._states():
             time.sleep(0.1)
-        assert self._state() == PoolShortPath.STATE_ON
+        assert self._states() == {PoolShortPath.STATE_ON}
         channel = undo.enter_context(grpc.insecure_channel(self.server.endpoint))
         self._health = health_pb2_grpc.HealthStub(channel)
         self._numbers = itertools.count()
 
-    def _state(self) -> int:
-        return int(next(iter(self.client.list_pools())).short_path.state)
+    def _states(self) -> set[int]:
+        return {int(pool.short_path.state) for pool in self.client.list_pools()}
 
     def _connection(self) -> Any:
         settings = {"rbd_default_clone_format": "2"}
@@ -109,6 +109,21 @@ class Bench:
         source = f"pools/p/volumes/{parent}/snapshots/s"
         self.client.create_volume(f"pools/p/volumes/{self.fresh('v')}", snapshot=source)
 
+    def stock(self, size_bytes: int) -> None:
+        """Ask for so many that the stock reaches its bound, and wait for that."""
+        names = [self.fresh("seed") for _ in range(WARM // 2)]
+        self.client.deploy_volumes("pools/w/images/image", names, size_bytes=size_bytes)
+        while self.client.get_pool("pools/w").warm_clones.ready_count < WARM:
+            time.sleep(0.1)
+
+    def claimed(self, size_bytes: int) -> None:
+        made = self.client.create_volume(
+            f"pools/w/volumes/{self.fresh('v')}",
+            image="pools/w/images/image",
+            size_bytes=size_bytes,
+        )
+        assert made.backend_name.startswith("warm-")
+
     def direct(self, parent: str, size_bytes: int) -> None:
         self.backend.clone(parent, "s", self.fresh("v"), size_bytes)
 
@@ -129,14 +144,16 @@ class Bench:
         """The standard health service answers from memory."""
         self._health.Check(health_pb2.HealthCheckRequest())
 
+    def one_write(self) -> None:
+        self.ioctx.write_full("floor", SMALL)
+
     def two_writes(self) -> None:
-        self.ioctx.write_full("floor", SMALL)
-        self.ioctx.write_full("floor", SMALL)
+        self.one_write()
+        self.one_write()
 
 
 def one(bench: Bench, rounds: int) -> Iterator[Figure]:
     """One clone of 10 GiB after the other."""
-    bench.parents("gold", 10 * GIB)
     turns = Turns().run(
         {
             "volcore": lambda _: bench.served("gold"),
@@ -169,6 +186,32 @@ def one(bench: Bench, rounds: int) -> Iterator[Figure]:
         scenario="one clone", name="backend", unit="ms", ours=sample["backend"],
         rival="two writes", theirs=sample["two writes"],
     )  # fmt: skip
+
+
+def warm(bench: Bench, image_path: Path, rounds: int) -> Iterator[Figure]:
+    """One clone of 10 GiB after the other, claimed from the stock of an image."""
+    bench.client.import_image("pools/w/images/image", server_path=str(image_path))
+    bench.stock(10 * GIB)
+    turns = Turns().run(
+        {
+            "claimed": lambda _: bench.claimed(10 * GIB),
+            "rbd.clone": lambda _: bench.librbd("gold"),
+            "one write": lambda _: bench.one_write(),
+            "empty call": lambda _: bench.empty_call(),
+        },
+        rounds=min(rounds, WARM // 2 - 4),
+        warm_up=3,
+    )
+    sample = {name: Sample(tuple(v * 1e3 for v in s)) for name, s in turns.times_s.items()}
+    pairs = zip(sample["one write"].values, sample["empty call"].values, strict=True)
+    for rival, theirs, bar in (
+        ("rbd.clone", sample["rbd.clone"], 0.15),
+        ("one write + an empty call", Sample(tuple(a + b for a, b in pairs)), None),
+    ):
+        yield Figure(
+            scenario="one clone", name="volcore, claimed warm", unit="ms", ours=sample["claimed"],
+            rival=rival, theirs=theirs, at_most=bar,
+        )  # fmt: skip
 
 
 def deep(bench: Bench, rounds: int) -> Iterator[Figure]:
@@ -258,6 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", choices=["bluestore", "memstore"], default="bluestore")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--only", choices=["one", "warm", "deep", "large", "many"])
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     figures: list[Figure] = []
@@ -267,10 +311,17 @@ def main() -> None:
         bench = Bench(access, work / "server", undo)
         image = work / "server" / "image.raw"
         image.write_bytes(bytes(range(256)) * (MIB // 256) * 8)
-        figures += one(bench, chosen.rounds)
-        figures += deep(bench, chosen.rounds)
-        figures += large(bench, chosen.rounds)
-        figures += many(bench, image, max(3, chosen.rounds // 15))
+        bench.parents("gold", 10 * GIB)
+        rounds = chosen.rounds
+        for name, scenario in {
+            "one": lambda: one(bench, rounds),
+            "warm": lambda: warm(bench, image, rounds),
+            "deep": lambda: deep(bench, rounds),
+            "large": lambda: large(bench, rounds),
+            "many": lambda: many(bench, image, max(3, rounds // 15)),
+        }.items():
+            if chosen.only in (None, name):
+                figures += scenario()
     facts = [chosen.store, f"{os.cpu_count()} processors", "one monitor, one OSD, size 1"]
     print_table(figures, facts)
     if chosen.json is not None:

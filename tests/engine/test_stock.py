@@ -7,6 +7,7 @@ import pytest
 
 from volcore.engine.stock import FILL_MAX, Stock, StockFigures
 from volcore.limits import MIB, WARM_CLONES_FIRST, WARM_DEMAND_S, WARM_HOT_S, WARM_IDLE_S
+from volcore.model import names
 from volcore.model.records import Image, State, WarmClone
 
 SIZE = 8 * MIB
@@ -32,14 +33,14 @@ def image(name: str) -> Image:
     )  # fmt: skip
 
 
-def fill(stock: Stock, numbers=iter(range(10**6))) -> int:
+def fill(stock: Stock) -> int:
     """Make all that is missing; return how many that were."""
     count = 0
     while (shortage := stock.shortage()) is not None:
         assert shortage.count <= FILL_MAX
         clones = [
             WarmClone(
-                image=shortage.image.name, id=str(next(numbers)), image_id=shortage.image.id,
+                image=shortage.image.name, id=names.new_id(), image_id=shortage.image.id,
                 backend_id="", size_bytes=shortage.size_bytes, state=State.READY, create_time_ns=1,
             )
             for _ in range(shortage.count)

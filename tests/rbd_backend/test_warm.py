@@ -1,0 +1,318 @@
+"""Warm clones on a real Ceph: one round for a claim, and nothing handed out that is gone."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from rbd_backend.pools import leftovers, options, raw_pool
+from rbd_backend.test_direct import objecter
+from volcore.backends.contract import ShortPathState
+from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd.omap import OmapObject
+from volcore.catalog.omap import OmapCatalog
+from volcore.engine.engine import Engine, EngineSettings
+from volcore.engine.pool import Pool
+from volcore.engine.views import CreateVolume, SourceRef
+from volcore.errors import UnavailableError, VolcoreError
+from volcore.limits import MIB
+from volcore.model.records import SourceKind, Volume, WarmClone
+from volcore.testing.device_contract import fetch, put
+
+SIZE = 8 * MIB
+
+
+@dataclass
+class Site:
+    """An engine over a pool of a real Ceph; its keeper works when it is told to."""
+
+    engine: Engine
+    undo: ExitStack
+
+    @property
+    def pool(self) -> Pool:
+        return self.engine.pools.open("p")
+
+    @property
+    def backend(self) -> RbdBackend:
+        assert isinstance(self.pool.backend, RbdBackend)
+        return self.pool.backend
+
+    def keep(self) -> None:
+        while self.engine.warm.step(self.pool):
+            pass
+
+    def deploy(self, *names: str, size_bytes: int = 0) -> list[Volume]:
+        made = self.engine.volumes.deploy("p", "gold", names, size_bytes=size_bytes)
+        assert all(isinstance(one, Volume) for one in made), made
+        return [one for one in made if isinstance(one, Volume)]
+
+    def figures(self) -> tuple[int, int]:
+        found = self.pool.stock.figures()
+        return found.ready_count, found.target_count
+
+    def read(self, volume: Volume, length_bytes: int = 4) -> bytes:
+        return fetch(self.backend, volume.backend_id, 0, length_bytes)
+
+
+def start(access, pool: str, *, count_max: int = 64, conf: str = "", **changes) -> Site:
+    """A server of its own, with connections of its own."""
+    with ExitStack() as undo:
+        found = options(access, **({"conf_path": conf} if conf else {}))
+        backend = RbdBackend(Cluster(found), pool, direct=True, **changes)
+        backend.open()
+        undo.callback(backend.close)
+        wanted = ShortPathState.ON if changes.get("lock", True) else ShortPathState.OFF
+        assert backend.wait_for_short_path().state is wanted
+        catalog = OmapCatalog(OmapObject.opened(backend._cluster, pool, "volcore_catalog"))
+        undo.callback(catalog.close)
+        engine = Engine(EngineSettings(server_id="test"))
+        undo.callback(engine.close, 5)
+        engine.add_pool("p", backend, catalog, None, warm_clones_max=count_max)
+        return Site(engine, undo.pop_all())
+
+
+def prepare(site: Site) -> None:
+    """The image `gold`, of which one volume was deployed, and its stock of four."""
+    site.engine.volumes.create("p", CreateVolume(name="src", size_bytes=SIZE))
+    put(site.backend, site.pool.volume("src").backend_id, 0, b"gold")
+    site.engine.snapshots.create("p", "src", "s")
+    site.engine.images.publish("p", "gold", "src", "s")
+    site.engine.volumes.delete("p", "src", force=True)
+    site.deploy("first")
+    site.keep()
+    assert site.figures() == (4, 4)
+
+
+@pytest.fixture
+def site(ceph_cluster, ceph_pool) -> Iterator[Site]:
+    found = start(ceph_cluster, ceph_pool)
+    with found.undo:
+        prepare(found)
+        yield found
+
+
+def warm(volume: Volume) -> bool:
+    return volume.backend_id.startswith("warm-gold.")
+
+
+def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
+    """Goal: one write for a claim, whatever its count. Method: librados' own counters."""
+    at, conf = tmp_path / "client.asok", tmp_path / "ceph.conf"
+    conf.write_text(ceph_cluster.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
+    site = start(ceph_cluster, ceph_pool, conf=str(conf))
+    with site.undo:
+        prepare(site)
+        for names in (["a"], ["b", "c", "d"]):
+            before = objecter(at)
+            assert all(warm(volume) for volume in site.deploy(*names))
+            after = objecter(at)
+            assert after["op_w"] - before["op_w"] == 1
+            assert after["op_r"] - before["op_r"] == len(names), "looks, beside the write"
+        source = SourceRef(kind=SourceKind.IMAGE, key="gold")
+        site.keep()
+        before = objecter(at)
+        assert warm(site.engine.volumes.create("p", CreateVolume(name="e", source=source)))
+        after = objecter(at)
+        assert (after["op_w"] - before["op_w"], after["op_r"] - before["op_r"]) == (1, 1)
+
+
+def test_a_claimed_volume_is_a_volume(site, ceph_cluster, ceph_pool):
+    """Goal: nothing of it is special. Method: all that can be done to one, deletes in any order."""
+    import rbd
+
+    one, two, large = site.deploy("a", "b") + site.deploy("large", size_bytes=2 * SIZE)
+    assert warm(one)
+    assert warm(two)
+    assert not warm(large), "the stock has no clones of that size yet"
+    site.keep()
+    assert warm(site.deploy("large2", size_bytes=2 * SIZE)[0])
+    assert site.read(one) == site.read(two) == b"gold"
+    assert site.backend.connection(one.backend_id, read_only=False).image == one.backend_id
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        names = rbd.RBD().list(ioctx)
+        with rbd.Image(ioctx, one.backend_id) as image:
+            image.write(b"mine", 0)
+    shown = {v.backend_id for v in site.engine.volumes.list("p", limit=100)}
+    stock = {clone.backend_id for clone in site.pool.list(WarmClone)}
+    image_name = site.engine.images.get("p", "gold").backend_volume_id
+    assert set(names) == shown | stock | {image_name}
+    assert all(name.startswith("warm-gold.") for name in stock)
+    assert len(shown) == site.engine.pools.get("p").volume_count == 5
+    assert site.engine.volumes.facts("p", "a").depth == 2
+    site.engine.snapshots.create("p", "a", "s")
+    site.engine.volumes.resize("p", "a", 3 * SIZE)
+    site.engine.volumes.revert("p", "a", "s")
+    assert site.read(one) == b"mine"
+    operation = site.engine.volumes.flatten("p", "b")
+    assert site.engine.operations.wait("p", operation.id, 60).phase == "SUCCEEDED"
+    site.engine.images.delete("p", "gold")
+    assert site.read(one) == b"mine"
+    assert site.read(two) == b"gold"
+    for name in ("a", "b", "first", "large", "large2"):
+        site.engine.volumes.delete("p", name, force=True)
+    site.keep()
+    assert site.figures() == (0, 0)
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+
+
+def test_turned_off_empties_the_stock(ceph_cluster, ceph_pool):
+    """Goal: the operator's word holds. Method: start again with a smaller bound, then without."""
+    site = start(ceph_cluster, ceph_pool)
+    with site.undo:
+        prepare(site)
+        site.deploy("a", "b")
+        site.keep()
+    for count_max, wanted in ((3, 3), (0, 0)):
+        site = start(ceph_cluster, ceph_pool, count_max=count_max)
+        with site.undo:
+            site.keep()
+            assert len(site.pool.list(WarmClone)) == site.figures()[0] == wanted
+            named = [name for name in site.backend.walk() if name.startswith("warm-")]
+            assert len(named) == wanted + 2
+            assert not warm(site.deploy("c", "d", "e", "f")[0])
+
+
+def test_gone_or_foreign(site, ceph_cluster, ceph_pool):
+    """Goal: what others deleted is not handed out. Method: `rbd rm`, and another of that name."""
+    import rbd
+
+    clones = [clone.backend_id for clone in site.pool.stock._lines.copy().popitem()[1].ready]
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        for name in clones[:2]:
+            rbd.RBD().remove(ioctx, name)
+        rbd.RBD().create(ioctx, clones[0], SIZE, old_format=False, features=61)
+        made = site.deploy("a", "b", "c")
+        assert [site.read(volume) for volume in made] == [b"gold"] * 3
+        assert [volume.name for volume in made] == ["a", "b", "c"]
+        assert [warm(volume) for volume in made] == [False, False, True]
+        site.keep()
+        names = rbd.RBD().list(ioctx)
+        assert clones[0] in names, "it is not ours any more"
+        assert clones[1] not in names
+        rbd.RBD().remove(ioctx, clones[0])
+    assert all(site.read(volume) == b"gold" for volume in site.deploy("d", "e"))
+    assert len(site.pool.list(WarmClone)) == site.figures()[0]
+
+
+def test_gone_while_the_server_was_down(ceph_cluster, ceph_pool):
+    """Goal: the same at a start. Method: delete one of four in between."""
+    import rbd
+
+    site = start(ceph_cluster, ceph_pool)
+    with site.undo:
+        prepare(site)
+        name = site.pool.list(WarmClone)[0].backend_id
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        rbd.RBD().remove(ioctx, name)
+    site = start(ceph_cluster, ceph_pool)
+    with site.undo:
+        assert site.figures()[0] == 3
+        assert all(site.read(volume) == b"gold" for volume in site.deploy("a", "b", "c"))
+        site.keep()
+        assert name not in {clone.backend_id for clone in site.pool.list(WarmClone)}
+
+
+def test_snapshot_deleted_behind_our_back(site, ceph_cluster, ceph_pool):
+    """Goal: a clone outlives its snapshot's name. Method: librbd deletes it; claim, then refill."""
+    import rbd
+
+    image = site.engine.images.get("p", "gold")
+    with (
+        raw_pool(ceph_cluster, ceph_pool) as ioctx,
+        rbd.Image(ioctx, image.backend_volume_id) as found,
+    ):
+        found.remove_snap(image.backend_snapshot_id)
+    made = site.deploy("a", "b", "c")
+    assert all(warm(volume) and site.read(volume) == b"gold" for volume in made)
+    with pytest.raises(VolcoreError):
+        site.engine.warm.step(site.pool)
+    assert len(list(site.backend.walk())) == 6, "nothing half-made: gold, first, a, b, c, one warm"
+
+
+def test_racing_claims(site):
+    """Goal: no clone twice, under refills and deletes. Method: 8 callers, a keeper beside."""
+    site.deploy(*(f"seed{number}" for number in range(20)))
+    site.keep()
+    stop, gate = threading.Event(), threading.Barrier(8)
+
+    def keeper() -> None:
+        while not stop.is_set():
+            site.engine.warm.step(site.pool)
+            time.sleep(0.01)
+
+    def work(thread: int) -> list[Volume]:
+        gate.wait()
+        made = [site.deploy(f"t{thread}-{number}")[0] for number in range(8)]
+        site.engine.volumes.delete("p", made[0].name)
+        return made[1:] + site.deploy(*(f"u{thread}-{number}" for number in range(3)))
+
+    thread = threading.Thread(target=keeper)
+    thread.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            made = [volume for some in pool.map(work, range(8)) for volume in some]
+    finally:
+        stop.set()
+        thread.join()
+    assert len(made) == len({volume.backend_id for volume in made}) == 80
+    assert sum(map(warm, made)) >= 20
+    site.keep()
+    shown = {v.backend_id for v in site.engine.volumes.list("p", limit=1000)}
+    stock = {clone.backend_id for clone in site.pool.list(WarmClone)}
+    assert not shown & stock
+    assert set(site.backend.walk()) - shown - stock == {
+        site.engine.images.get("p", "gold").backend_volume_id
+    }
+
+
+def test_two_servers_never_share_a_clone(ceph_cluster, ceph_pool):
+    """Goal: the record decides, not memory. Method: two engines that know the same four clones."""
+    site = start(ceph_cluster, ceph_pool, lock=False)
+    with site.undo:
+        backend, catalog = site.backend, site.pool.catalog
+        prepare(site)
+        second = Engine(EngineSettings(server_id="other"))
+        second.add_pool("p", backend, catalog, None, warm_clones_max=64)
+        other = Site(second, ExitStack())
+        assert other.figures()[0] == 4
+        mine = site.deploy("a", "b")
+        theirs = []
+        for name in "cdefgh":  # those that are not there any more are found one by one
+            theirs += other.deploy(name)
+            other.keep()
+        assert all(map(warm, mine))
+        assert warm(theirs[-1])
+        assert len(set(map(backend_id, mine + theirs))) == 8
+        assert all(site.read(volume) == b"gold" for volume in mine + theirs)
+        second.close(5)
+
+
+def backend_id(volume: Volume) -> str:
+    return volume.backend_id
+
+
+def test_an_answer_that_is_lost(site, monkeypatch):
+    """Goal: neither leaked nor given twice. Method: the commit happens, or not, and then fails."""
+    commit = site.pool.catalog.commit
+
+    def lost(changes, *, before):
+        if before:
+            commit(changes)
+        raise UnavailableError("no answer", reason="CLUSTER_UNREACHABLE")
+
+    for name, before in (("a", True), ("b", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(site.pool.catalog, "commit", lambda c, b=before: lost(c, before=b))
+            (result,) = site.engine.volumes.deploy("p", "gold", [name])
+            assert isinstance(result, UnavailableError)
+        site.keep()
+        (volume,) = site.deploy(name)
+        assert warm(volume)
+        assert site.read(volume) == b"gold"
+    site.keep()
+    assert len(site.pool.list(WarmClone)) == site.figures()[0]
