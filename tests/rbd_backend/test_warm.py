@@ -1,10 +1,12 @@
 """Warm clones on a real Ceph: one round for a claim, and nothing handed out that is gone."""
 
+import gc
+import itertools
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +15,7 @@ from rbd_backend.pools import leftovers, options, raw_pool
 from rbd_backend.test_direct import objecter
 from volcore.backends.contract import ShortPathState
 from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.omap import OmapObject
 from volcore.catalog.omap import OmapCatalog
 from volcore.engine.engine import Engine, EngineSettings
@@ -21,9 +24,12 @@ from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import UnavailableError, VolcoreError
 from volcore.limits import MIB
 from volcore.model.records import SourceKind, Volume, WarmClone
+from volcore.testing.crash import Crash, CrashingCatalog, CrashSwitch
 from volcore.testing.device_contract import fetch, put
 
 SIZE = 8 * MIB
+PROVEN: list[str] = []
+"""For what the short path was proven."""
 
 
 @dataclass
@@ -63,12 +69,20 @@ def start(access, pool: str, *, count_max: int = 64, conf: str = "", **changes) 
     """A server of its own, with connections of its own."""
     with ExitStack() as undo:
         found = options(access, **({"conf_path": conf} if conf else {}))
-        backend = RbdBackend(Cluster(found), pool, direct=True, **changes)
+        cluster = Cluster(found)
+        if PROVEN:  # on this very cluster, by the first test: it takes seconds
+            directory = undo.enter_context(
+                closing(OmapObject.opened(cluster, pool, "volcore_directory"))
+            )
+            Directory(directory).set_proof(PROVEN[0])
+        backend = RbdBackend(cluster, pool, direct=True, **changes)
         backend.open()
         undo.callback(backend.close)
         wanted = ShortPathState.ON if changes.get("lock", True) else ShortPathState.OFF
         assert backend.wait_for_short_path().state is wanted
-        catalog = OmapCatalog(OmapObject.opened(backend._cluster, pool, "volcore_catalog"))
+        if wanted is ShortPathState.ON:
+            PROVEN[:] = [backend.short_path.detail]
+        catalog = OmapCatalog(OmapObject.opened(cluster, pool, "volcore_catalog"))
         undo.callback(catalog.close)
         engine = Engine(EngineSettings(server_id="test"))
         undo.callback(engine.close, 5)
@@ -296,6 +310,54 @@ def backend_id(volume: Volume) -> str:
     return volume.backend_id
 
 
+def test_killed_at_each_commit(site, ceph_cluster, ceph_pool):
+    """Goal: all or nothing, no leak. Method: die at each commit of a claim, a refill, a delete."""
+    backend, catalog = site.backend, site.pool.catalog
+
+    def restarted(at: int | None = None) -> Site:
+        engine = Engine(EngineSettings(server_id="test"))
+        found = catalog if at is None else CrashingCatalog(catalog, CrashSwitch(at))
+        engine.add_pool("p", backend, found, None, warm_clones_max=6)
+        return Site(engine, ExitStack())
+
+    for at in itertools.count(1):
+        names = [f"v{at}-{number}" for number in range(restarted().figures()[0])]
+        ended = False
+        with suppress(Crash):
+            server = restarted(at)
+            server.deploy(*names)  # all that there are
+            server.keep()
+            server.pool.stock.doom(server.pool.list(WarmClone)[:1])
+            server.keep()
+            ended = True
+        server = restarted()
+        server.keep()
+        shown = server.engine.volumes.list("p", limit=1000)
+        stock = server.pool.list(WarmClone)
+        assert len(stock) == server.figures()[0]
+        named = [v.backend_id for v in shown] + [clone.backend_id for clone in stock]
+        named.append(server.engine.images.get("p", "gold").backend_volume_id)
+        assert len(named) == len(set(named))
+        assert set(backend.walk()) == set(named)
+        with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+            assert set(rbd_names(ioctx)) == set(named)
+        made = [volume.name for volume in shown if volume.name in names]
+        assert made in ([], names)
+        if ended:
+            break
+        server.deploy(*names, "again")
+        server.keep()
+        for name in (*names, "again"):
+            server.engine.volumes.delete("p", name)
+    assert at > 10
+
+
+def rbd_names(ioctx) -> list[str]:
+    import rbd
+
+    return list(rbd.RBD().list(ioctx))
+
+
 def test_an_answer_that_is_lost(site, monkeypatch):
     """Goal: neither leaked nor given twice. Method: the commit happens, or not, and then fails."""
     commit = site.pool.catalog.commit
@@ -316,3 +378,14 @@ def test_an_answer_that_is_lost(site, monkeypatch):
         assert site.read(volume) == b"gold"
     site.keep()
     assert len(site.pool.list(WarmClone)) == site.figures()[0]
+
+
+def test_looks_that_nobody_waits_for(site):
+    """Goal: librados never writes into freed memory. Method: ask often, drop the answers."""
+    names = [clone.backend_id for clone in site.pool.list(WarmClone)]
+    for _ in range(500):
+        site.backend.look_for(names)
+    gc.collect()
+    assert site.backend.look_for([*names, "warm-gone"])() == {"warm-gone"}
+    site.backend._session().presence.close()
+    assert not site.backend._session().presence._under_way

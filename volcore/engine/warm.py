@@ -76,7 +76,8 @@ def claim(
     except BaseException:
         pool.stock.doubt(taken.clones)
         raise
-    gone = looked()
+    finally:
+        gone = looked()
     if gone:
         _take_back(pool, [v for v in volumes if v.backend_id in gone], taken.clones)
     return [volume for volume in volumes if volume.backend_id not in gone]

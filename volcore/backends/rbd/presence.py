@@ -7,7 +7,6 @@ without waiting, so that it costs no round of its own beside a write.
 import errno
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
@@ -17,6 +16,7 @@ from volcore.backends.rbd.errmap import ceph_errors, error_of, error_of_code
 from volcore.backends.rbd.header import OWNER_KEY
 
 _KNOWN_MAX: Final = 10_000
+_UNDER_WAY_MAX: Final = 1000
 _MARK: Final = f"metadata_{OWNER_KEY}"
 
 
@@ -28,40 +28,53 @@ class Presence:
         self._find = find
         self._lock = threading.Lock()
         self._image_ids: dict[str, str] = {}
+        self._under_way: set[_Question] = set()
 
     def look_for(self, volume_ids: Sequence[str]) -> Callable[[], set[str]]:
         """See `SupportsLookFor.look_for`."""
-        questions = {volume_id: self._ask(volume_id) for volume_id in volume_ids}
+        questions = [(volume_id, self._ask(volume_id)) for volume_id in volume_ids]
 
         def wait() -> set[str]:
-            return {volume_id for volume_id, answer in questions.items() if not answer()}
+            return {volume_id for volume_id, answer in questions if not self._is_there(answer)}
 
         return wait
 
-    def _ask(self, volume_id: str) -> Callable[[], bool]:
-        """Start to ask for one volume; return what waits for the answer."""
+    def close(self) -> None:
+        """Return when no read is under way; idempotent."""
+        with self._lock:
+            questions = list(self._under_way)
+        for question in questions:
+            question.wait()
+        self._reap()
+
+    def _ask(self, volume_id: str) -> "_Question | None":
+        """Start to ask for one volume; None: it has no image."""
         image_id = self._image_id(volume_id)
         if not image_id:
-            return lambda: False
-        try:
-            with ExitStack() as undo:
-                op = undo.enter_context(bindings().rados.ReadOpCtx())
-                rows, _ = self._ioctx.get_omap_vals_by_keys(op, (_MARK,))
-                completion = self._ioctx.operate_aio_read_op(op, header_object(image_id))
-                release = undo.pop_all().close
-        except ceph_errors() as err:
-            raise error_of(err, f"look for volume {volume_id}") from err
+            return None
+        question = _Question(self._ioctx, image_id, volume_id)
+        if len(self._under_way) > _UNDER_WAY_MAX:
+            self._reap()
+        with self._lock:
+            self._under_way.add(question)
+        return question
 
-        def answer() -> bool:
-            completion.wait_for_complete()
-            code = int(completion.get_return_value())
-            found = dict(rows) if code >= 0 else {}
-            release()
-            if code < 0 and code != -errno.ENOENT:
-                raise error_of_code(-code, f"look for volume {volume_id}", f"error {-code}")
-            return bytes(found.get(_MARK, b"")) == volume_id.encode()
+    def _is_there(self, question: "_Question | None") -> bool:
+        """Wait for an answer; return whether the image is there, with its mark."""
+        if question is None:
+            return False
+        code = question.wait()
+        with self._lock:
+            self._under_way.discard(question)
+        if code < 0 and code != -errno.ENOENT:
+            what = f"look for volume {question.volume_id}"
+            raise error_of_code(-code, what, f"error {-code}")
+        return code >= 0 and question.mark() == question.volume_id.encode()
 
-        return answer
+    def _reap(self) -> None:
+        """Forget the questions whose answers nobody waits for, once they are there."""
+        with self._lock:
+            self._under_way = {one for one in self._under_way if not one.is_done}
 
     def _image_id(self, volume_id: str) -> str:
         """Return the image of a volume, from memory if it was asked for before."""
@@ -77,3 +90,30 @@ class Presence:
                 self._image_ids.clear()
             self._image_ids[volume_id] = entry.image_id
         return entry.image_id
+
+
+class _Question:
+    """A read that is under way. librados writes into it: it must live until it is done."""
+
+    def __init__(self, ioctx: Any, image_id: str, volume_id: str) -> None:
+        self.volume_id = volume_id
+        try:
+            with bindings().rados.ReadOpCtx() as op:
+                self._rows, _ = ioctx.get_omap_vals_by_keys(op, (_MARK,))
+                self._completion = ioctx.operate_aio_read_op(op, header_object(image_id))
+        except ceph_errors() as err:
+            raise error_of(err, f"look for volume {volume_id}") from err
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return bool(self._completion.is_complete())
+
+    def wait(self) -> int:
+        """Return 0 or more, or the negative errno; any number of times."""
+        self._completion.wait_for_complete()
+        return int(self._completion.get_return_value())
+
+    def mark(self) -> bytes:
+        """Return the mark that was read; once, after `wait` returned no error."""
+        return bytes(dict(self._rows).get(_MARK, b""))

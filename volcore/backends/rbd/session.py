@@ -64,6 +64,7 @@ class Session:
             self.handles = Handles(self.ioctx)
             self.watchers = Watchers(cluster, self.ioctx)
             self.presence = Presence(self.ioctx, self.find)
+            undo.callback(self.presence.close)
             self.direct = DirectPath(
                 cluster, self.ioctx, self.directory, self.find, order=ORDER, features=FEATURES
             )
