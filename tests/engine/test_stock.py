@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -171,6 +172,20 @@ def test_image_goes(clock):
     assert clear(stock) == 8
     assert counts(stock) == (4, 4)
     assert stock.take("a", 0, 1) is None
+
+
+def test_another_image_of_that_name(clock):
+    """An image that went unnoticed is gone when another has its name."""
+    stock = Stock(100, clock=clock)
+    stock.missed(image("a"), SIZE, 1)
+    fill(stock)
+    other = replace(image("a"), id="other")
+    stock.missed(other, SIZE, 1)
+    assert clear(stock) == 4
+    fill(stock)
+    taken = stock.take("a", 0, 1)
+    assert taken is not None
+    assert taken.image == other
 
 
 def test_adopted(clock):

@@ -128,21 +128,21 @@ class Stock:
         if not self.count_max:
             return
         with self._lock:
-            self._images[image.name] = image
+            self._know(image)
             self._ask(self._line(image, size_bytes), count)
 
     def saw(self, image: Image) -> None:
         """Note the present record of an image."""
         with self._lock:
             if image.name in self._images:
-                self._images[image.name] = image
+                self._know(image)
 
     def adopt(self, image: Image, clones: Sequence[WarmClone]) -> None:
         """Take over READY clones of one size that a server before has left: they show demand."""
         if not clones:
             return
         with self._lock:
-            self._images[image.name] = image
+            self._know(image)
             line = self._line(image, clones[0].size_bytes)
             line.peak = len(clones)
             self._aim(line, len(clones))
@@ -178,10 +178,7 @@ class Stock:
     def forget(self, image_id: str) -> None:
         """Doom the clones of an image that is gone."""
         with self._lock:
-            for key in [key for key in self._lines if key[0] == image_id]:
-                self._doomed += self._lines.pop(key).ready
-            for name in [n for n, image in self._images.items() if image.id == image_id]:
-                del self._images[name]
+            self._forget(image_id)
         self._on_work()
 
     def adjust(self) -> None:
@@ -229,6 +226,20 @@ class Stock:
                 target_count=sum(line.target for line in self._lines.values()),
                 count_max=self.count_max,
             )
+
+    def _know(self, image: Image) -> None:
+        """Keep the record of an image; another one of the same name is gone."""
+        before = self._images.get(image.name)
+        if before is not None and before.id != image.id:
+            self._forget(before.id)
+        self._images[image.name] = image
+
+    def _forget(self, image_id: str) -> None:
+        """Doom the clones of an image."""
+        for key in [key for key in self._lines if key[0] == image_id]:
+            self._doomed += self._lines.pop(key).ready
+        for name in [name for name, image in self._images.items() if image.id == image_id]:
+            del self._images[name]
 
     def _line(self, image: Image, size_bytes: int) -> _Line:
         """Return a line, a new one if need be."""
