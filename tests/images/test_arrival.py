@@ -245,6 +245,30 @@ def test_handed_file_changes_after_its_inspection(memory_blank, tmp_path):
     assert device.read(0, 9 * MIB) == (tmp_path / "disk.raw").read_bytes()
 
 
+@pytest.mark.parametrize("change", ["zstd", "size"])
+def test_handed_qcow2_changes_after_its_inspection(change, memory_blank, tmp_path):
+    """Goal: no tool opens what its sender can still change, whatever the header says by then."""
+    path = tmp_path / "disk.qcow2"
+    make_raw(tmp_path / "disk.raw", 9 * MIB)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", tmp_path / "disk.raw", path)
+    other = tmp_path / "other.qcow2"
+    words = {"zstd": ("compression_type=zstd", "9M"), "size": ("compat=1.1", "1M")}
+    options, size = words[change]
+    qemu_img("create", "-f", "qcow2", "-o", options, other, size)
+    with arrival.receive(
+        arrival.Source(handed=Held(path)),
+        directories=[],
+        spool_directory=tmp_path / "spool",
+        progress=silent,
+    ) as incoming:
+        with path.open("r+b") as file:
+            file.write(other.read_bytes())
+        device = memory_blank(incoming.size_bytes)
+        with pytest.raises(InvalidArgumentError) as caught:
+            incoming.write_into(device, silent)
+    assert caught.value.reason is Reason.IMAGE_CORRUPT
+
+
 @pytest.mark.parametrize("left_bytes", [0, CHUNK_SIZE_BYTES, 3 * CHUNK_SIZE_BYTES - 1])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_raw_file_shrinks(left_bytes, sparse, memory_blank, tmp_path):

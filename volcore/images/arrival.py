@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, Protocol
 from volcore.backends.contract import BlockDevice, Progress
 from volcore.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError, Reason
 from volcore.images import refusals, spool
-from volcore.images.convert import convert_into, needs_tool
+from volcore.images.convert import convert_into, needs_tool, read_into
 from volcore.images.fileio import read_at, size_of
 from volcore.images.inspect import ImageFacts, detect, inspect
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
@@ -174,7 +174,7 @@ def _handed(
     with handed.opened() as file:
         facts = inspect(file, expected_format=expected_format)
         if not needs_tool(file, facts):
-            yield _of_file(file, expected_format, handed)
+            yield _incoming(file, facts, read_into, handed)
             return
         with spool.receive(
             _pieces(file),
@@ -205,11 +205,17 @@ def _checking(handed: HandedFile | None, progress: Progress) -> Progress:
 
 
 def _of_file(file: BinaryIO, expected_format: str, handed: HandedFile | None = None) -> Incoming:
-    facts: ImageFacts = inspect(file, expected_format=expected_format)
+    facts = inspect(file, expected_format=expected_format)
+    return _incoming(file, facts, convert_into, handed)
+
+
+def _incoming(
+    file: BinaryIO, facts: ImageFacts, write: Callable[..., str], handed: HandedFile | None
+) -> Incoming:
     return Incoming(
         format_name=facts.format_name,
         size_bytes=facts.virtual_size_bytes,
-        write_into=lambda device, progress: convert_into(
+        write_into=lambda device, progress: write(
             file, facts, device, progress=_checking(handed, progress)
         ),
         source_path=_path_of(file),

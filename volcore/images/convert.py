@@ -8,7 +8,7 @@ digest is computed from the device afterwards. Why so: docs/design/0004-import.m
 from typing import BinaryIO
 
 from volcore.backends.contract import BlockDevice, Progress
-from volcore.images import chunks, hashing, qemu
+from volcore.images import chunks, hashing, qemu, refusals
 from volcore.images.inspect import ImageFacts
 from volcore.images.qcow2_format import read_header
 from volcore.images.qcow2_reader import Qcow2Source
@@ -33,11 +33,28 @@ def convert_into(
     """
     assert device.size_bytes == facts.virtual_size_bytes, "the device was made for this image"
     if not needs_tool(file, facts):
-        reader = RawSource if facts.format_name == "raw" else Qcow2Source
-        return chunks.store(reader(file, facts.file_size_bytes), device, progress)
+        return read_into(file, facts, device, progress=progress)
     half = device.size_bytes // 2
     qemu.convert(file, facts.format_name, device, lambda done, total: progress(done // 2, total))
     return hashing.digest_device(device, lambda done, total: progress(half + done // 2, total))
+
+
+def read_into(file: BinaryIO, facts: ImageFacts, device: BlockDevice, *, progress: Progress) -> str:
+    """Do what `convert_into` does, without a tool whatever the file says by now."""
+    return chunks.store(open_source(file, facts), device, progress)
+
+
+def open_source(file: BinaryIO, facts: ImageFacts) -> RawSource | Qcow2Source:
+    """Return the chunks of a file that needed no tool when it was inspected.
+
+    Raises:
+        InvalidArgumentError: IMAGE_CORRUPT, the file is another one by now.
+    """
+    reader = RawSource if facts.format_name == "raw" else Qcow2Source
+    source = reader(file, facts.file_size_bytes)
+    if source.size_bytes != facts.virtual_size_bytes:
+        raise refusals.changed(facts.format_name)
+    return source
 
 
 def needs_tool(file: BinaryIO, facts: ImageFacts) -> bool:

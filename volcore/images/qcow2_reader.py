@@ -44,7 +44,8 @@ class Qcow2Source:
         self._file = file
         self._file_size_bytes = file_size_bytes
         self._header = read_header(file)
-        assert self._header.zlib, "other compressions are left to qemu-img"
+        if not self._header.zlib:  # it was: other compressions are left to qemu-img
+            raise refusals.changed("qcow2")
         self._l1 = read_l1(file, self._header, file_size_bytes)
         self.size_bytes = -(-self._header.size_bytes // BLOCK_SIZE_BYTES) * BLOCK_SIZE_BYTES
         self._lock = threading.Lock()

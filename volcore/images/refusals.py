@@ -30,6 +30,14 @@ def corrupt(sentence: str) -> InvalidArgumentError:
     return InvalidArgumentError(sentence, reason=Reason.IMAGE_CORRUPT)
 
 
+def changed(format_name: str) -> InvalidArgumentError:
+    """Return the error for a file that is not what it was when it was inspected."""
+    return corrupt(
+        f"the {format_name} file was changed while it was being imported; import it again when "
+        "nobody writes to it"
+    )
+
+
 def truncated(format_name: str) -> InvalidArgumentError:
     """Return the error for a file that ends before what it refers to."""
     return corrupt(

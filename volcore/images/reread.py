@@ -11,10 +11,8 @@ from typing import BinaryIO
 
 from volcore.errors import VolcoreError
 from volcore.images.arrival import open_server_file
-from volcore.images.convert import needs_tool
+from volcore.images.convert import needs_tool, open_source
 from volcore.images.inspect import ImageFacts, inspect
-from volcore.images.qcow2_reader import Qcow2Source
-from volcore.images.raw_reader import RawSource
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 
 
@@ -71,7 +69,6 @@ class SourceBlocks:
         if index * CHUNK_SIZE_BYTES >= self._facts.virtual_size_bytes:
             return
         buffer = memoryview(bytearray(CHUNK_SIZE_BYTES))
-        reader = RawSource if self._facts.format_name == "raw" else Qcow2Source
         # A new reader each time: the qcow2 one counts what it gives.
-        reader(self._file, self._facts.file_size_bytes).fill(index, buffer)
+        open_source(self._file, self._facts).fill(index, buffer)
         self._chunk = buffer
