@@ -15,6 +15,7 @@ from volcore import limits
 from volcore.backends.contract import BlockDevice
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.backends.local import durability as durability_module
+from volcore.backends.local.files import LayerFiles
 from volcore.catalog.sqlite import SqliteCatalog
 from volcore.errors import (
     BackendIOError,
@@ -287,6 +288,31 @@ def test_failed_sync(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> 
         assert found[2 * B :] == kept[2 * B :]
         assert found[: 2 * B] in {kept[: 2 * B], b"x" * 2 * B}
         device.write(0, b"y", fua=True)
+
+
+def test_names_of_a_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: a file that a killed process left is made durable by name, too.
+
+    Method: two sets of descriptors over one directory, the first of which syncs nothing.
+    """
+    before = LayerFiles(tmp_path)
+    before.write(7, memoryview(bytes(B)), 0)
+    before.close()
+    synced = []
+    real = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    files = LayerFiles(tmp_path)
+    files.write(7, memoryview(bytes(B)), 0)
+    files.sync(7)
+    assert str(tmp_path) in synced
+    files.sync(7)
+    assert len(synced) == 1
+    files.close()
 
 
 def test_orphan_files_are_swept(tmp_path: Path) -> None:

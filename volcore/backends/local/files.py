@@ -60,7 +60,8 @@ class LayerFiles:
         """Those that were used and not deleted; some of them are open."""
         self._open_count = 0
         self._sync_lock = threading.Lock()
-        self._created = 0
+        self._created = 1
+        """Names that may not be durable: an earlier process, killed, may have left some."""
         self._created_synced = 0
 
     def read(self, layer_id: int, target: memoryview, offset_bytes: int) -> int:
