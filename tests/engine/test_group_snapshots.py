@@ -107,3 +107,20 @@ def test_a_pool_that_cannot(bench, groups, monkeypatch):
         groups.create("p", "g", ["a", "b"])
     assert caught.value.reason is Reason.CAPABILITY_ABSENT
     assert bench.engine.pools.get("p").group_snapshot is False
+
+
+def test_lists_go_on_beside_deletions(bench, groups, monkeypatch):
+    """Goal: what goes while a list is read hides nothing else. Method: delete between two reads."""
+    for name in ("g1", "g2", "g3"):
+        groups.create("p", name, ["a", "b"])
+    todo = ["g1"]
+    real = group_snapshots.members_of
+
+    def slow(pool, group):
+        if todo:
+            groups.delete("p", todo.pop())
+        return real(pool, group)
+
+    monkeypatch.setattr(group_snapshots, "members_of", slow)
+    found = groups.list("p", limit=1)
+    assert [view.record.name for view in found] == ["g2"]

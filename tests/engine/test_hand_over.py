@@ -1,6 +1,7 @@
 """Use cases of live migration: attach a target, hand over, go back, clean up; dying in between."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from nbd.client import EPERM, WRITE, RawClient
@@ -8,6 +9,7 @@ from nbd.client import EPERM, WRITE, RawClient
 from engine.test_volumes import blank
 from volcore.catalog.sqlite import SqliteCatalog
 from volcore.engine.engine import Engine, EngineSettings
+from volcore.engine.pool import put
 from volcore.errors import (
     ConflictError,
     InvalidArgumentError,
@@ -189,3 +191,12 @@ def test_catalog_refuses(served, attachments, monkeypatch):
         with pytest.raises(VolcoreError):
             attachments.hand_over("p", "v", "b")
     assert may_write(served.pool.exporter) == ["p/v"]
+
+
+def test_list_goes_on_beside_deletions(served, attachments):
+    """Goal: a volume that goes while a list is read fails it not. Method: a record it had left."""
+    mine = attachments.list("p", limit=9)
+    (view,) = mine
+    gone = replace(view.record, volume="u", volume_id="gone", revision=1)
+    served.pool.catalog.commit([put(gone)])
+    assert attachments.list("p", limit=1) == mine

@@ -151,13 +151,17 @@ class Attachments:
         if volume is not None:
             at.volume(volume)
         prefix = "" if volume is None else f"{volume}/"
-        return [
-            AttachmentView(
-                record=record,
-                connection=_connection(at, at.volume(record.volume), record),
-            )
-            for record in at.list(Attachment, prefix=prefix, after=after, limit=limit)
-        ]
+        views: list[AttachmentView] = []
+
+        def wanted(record: Attachment) -> bool:
+            found = at.find(Volume, record.volume)
+            if found is None or found.id != record.volume_id:
+                return False  # detached and deleted since the page was read
+            views.append(AttachmentView(record=record, connection=_connection(at, found, record)))
+            return True
+
+        at.list(Attachment, prefix=prefix, after=after, limit=limit, wanted=wanted)
+        return views
 
     def detach(self, pool: str, volume: str, host: str) -> None:
         """End a host's right to use a volume; not being attached is no error.

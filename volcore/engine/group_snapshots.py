@@ -113,10 +113,16 @@ class GroupSnapshots:
     def list(self, pool: str, *, after: str = "", limit: int) -> list[GroupSnapshotView]:
         """Return up to `limit` group snapshots with names after `after`, in order."""
         at = self._pools.open(pool)
-        found = at.list(
-            GroupSnapshot, after=after, limit=limit, wanted=lambda g: g.state is State.READY
-        )
-        return [view for group in found if _whole(view := _view(at, group))]
+        views: list[GroupSnapshotView] = []
+
+        def wanted(group: GroupSnapshot) -> bool:
+            if group.state is not State.READY or not _whole(view := _view(at, group)):
+                return False
+            views.append(view)
+            return True
+
+        at.list(GroupSnapshot, after=after, limit=limit, wanted=wanted)
+        return views
 
     def delete(self, pool: str, name: str) -> None:
         """Delete a group snapshot and its members; one that is gone is no error.
