@@ -12,7 +12,7 @@ from volcore.wire.paging import Position
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)
 PAGE_BYTES_MAX: Final = limits.MESSAGE_BYTES_MAX - 256 * limits.KIB
-"""Where a page ends early: one more item and the token still fit into a message."""
+"""Where a page ends early: the token, and what frames the items, still fit into a message."""
 
 
 def read_page(
@@ -42,11 +42,11 @@ def read_page(
         after = start.key if pool == start.pool else ""
         records = fetch(pool, after, limit - len(found) + 1)
         for record in records:
-            if len(found) == limit or size_bytes > PAGE_BYTES_MAX:
+            item = None if len(found) == limit else message(pool, record)
+            size_bytes += 0 if item is None else item.ByteSize()
+            if len(found) == limit or (found and size_bytes > PAGE_BYTES_MAX):
                 return found, paging.encode_token(request, Position(pool, after))
             after = key(record)
-            item = message(pool, record)
             if item is not None:
                 found.append(item)
-                size_bytes += item.ByteSize()
     return found, ""
