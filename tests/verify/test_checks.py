@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,7 +14,7 @@ from volcore.database import Database
 from volcore.engine import checks as checks_module
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.images import ImageSettings
-from volcore.engine.pool import now_ns
+from volcore.engine.pool import now_ns, put
 from volcore.engine.schedule import ScrubSettings
 from volcore.engine.views import CreateVolume, ImportRequest, SourceRef
 from volcore.errors import NotFoundError, NotSupportedError, OperationPendingError, Reason
@@ -194,6 +195,17 @@ def test_one_at_a_time(bench, golden):
     assert bench.health is None or not bench.health.scrub_end_ns
 
 
+def test_one_at_a_time_whoever_calls(bench, golden):
+    """Goal: calls at the same time start one scrub. Method: eight threads at once."""
+    with ThreadPoolExecutor(8) as executor:
+        calls = [
+            executor.submit(bench.engine.checks.scrub, "p", bytes_per_s_max=B) for _ in range(8)
+        ]
+    (operation_id,) = {call.result().id for call in calls}
+    bench.engine.operations.cancel("p", operation_id)
+    assert bench.engine.operations.wait("p", operation_id, 30).phase is Phase.CANCELLED
+
+
 def test_delete_while_verified(bench, golden):
     """Goal: a check is in nobody's way. Method: delete a volume while it is verified slowly."""
     operation = bench.engine.checks.verify_volume("p", "vm-1")
@@ -239,6 +251,46 @@ def test_schedule(bench, golden):
     assert bench.health.scrub_end_ns == ended
     assert bench.engine.schedule.look(ended + 167 * HOUR_NS) == []
     assert bench.engine.schedule.look(ended + 169 * HOUR_NS) == ["p"]
+
+
+@pytest.fixture
+def slow(tmp_path):
+    bench = Bench(tmp_path, bytes_per_s_max=B)
+    yield bench
+    bench.stop()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_cancelled_scrub_rests(slow, restart):
+    """Goal: who cancels a scheduled scrub has an hour. Method: cancel one, look again."""
+    bench = slow
+    bench.engine.volumes.create("p", CreateVolume(name="v", size_bytes=4 * C))
+    with bench.backend.open_device(bench.pool.volume("v").backend_id, read_only=False) as device:
+        device.write(0, os.urandom(4 * C))
+    assert bench.engine.schedule.look(now_ns()) == []  # the clock begins
+    now = now_ns() + 169 * HOUR_NS
+    assert bench.engine.schedule.look(now) == ["p"]
+    (operation,) = bench.engine.operations.list("p", limit=99)
+    bench.engine.operations.cancel("p", operation.id)
+    ended = bench.engine.operations.wait("p", operation.id, 30)
+    assert ended.phase is Phase.CANCELLED
+    if restart:
+        bench.stop()
+        bench.start()
+    bench.pool.catalog.commit([put(ended.but(end_time_ns=now), ended)])
+    assert bench.engine.schedule.look(now + HOUR_NS - 1) == []
+    assert bench.engine.schedule.look(now + HOUR_NS) == ["p"]
+
+
+def test_operations_are_forgotten(bench, golden):
+    """Goal: a server that runs for long forgets them too. Method: tidy up at other times."""
+    operation = bench.engine.checks.verify_volume("p", "vm-1")
+    bench.done(operation)
+    (ended,) = [o for o in bench.pool.list(Operation) if o.id == operation.id]
+    bench.engine.schedule.tidy(ended.end_time_ns + 24 * HOUR_NS - 1)
+    assert bench.engine.operations.get("p", operation.id).phase is Phase.SUCCEEDED
+    bench.engine.schedule.tidy(ended.end_time_ns + 24 * HOUR_NS + 1)
+    assert bench.pool.list(Operation) == []
 
 
 def test_no_checksums(tmp_path):

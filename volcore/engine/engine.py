@@ -48,7 +48,7 @@ class Engine:
         self.images = Images(self.pools, self.operations, settings.images)
         self.attachments = Attachments(self.pools)
         self.checks = Checks(self.pools, self.operations, settings.images.directories)
-        self.schedule = Schedule(self.pools, self.checks, settings.scrub)
+        self.schedule = Schedule(self.pools, self.operations, self.checks, settings.scrub)
         self.warm = Keeper(self.pools)
 
     def add_pool(

@@ -2,7 +2,8 @@
 
 A record is written before the work starts and when it ends; progress in between is written at most
 once a second, and told from memory by the server that does the work. At a server's start, work that
-can go on is taken up again; other work that was cut off ends as FAILED.
+can go on is taken up again; other work that was cut off ends as FAILED. What ended is forgotten
+after a day.
 """
 
 import threading
@@ -110,6 +111,8 @@ class Operations:
         self._pools = pools
         self._running: dict[str, Work] = {}
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        """Held from the search for the same work to its registration."""
         self._resumable: dict[str, Action] = {}
         self._executor = ThreadPoolExecutor(worker_threads, thread_name_prefix="operation")
         self._own_executors: dict[str, ThreadPoolExecutor] = {}
@@ -188,11 +191,12 @@ class Operations:
         check: Check | None = None,
     ) -> Operation:
         """Start work in the background; while the same runs already, return that."""
-        with self._lock:
-            for work in self._running.values():
-                if (work.subject_id, work.operation.action) == (subject_id, action_name):
-                    return work.operation
-        work = self.begin(pool, action_name, target, subject_id, check=check)
+        with self._starting:
+            with self._lock:
+                for work in self._running.values():
+                    if (work.subject_id, work.operation.action) == (subject_id, action_name):
+                        return work.operation
+            work = self.begin(pool, action_name, target, subject_id, check=check)
         self._submit(work, action)
         return work.operation
 
@@ -256,14 +260,19 @@ class Operations:
                 )
         del pool
 
+    def forget(self, pool: Pool, time_ns: int) -> None:
+        """Delete the records of what had ended long before `time_ns`."""
+        too_old = time_ns - KEEP_S * 10**9
+        for operation in pool.list(
+            Operation, wanted=lambda o: o.finished and o.end_time_ns < too_old
+        ):
+            pool.catalog.commit([drop(operation)])
+
     def recover(self, pool: Pool) -> None:
         """Go on with what was cut off, end what cannot go on, forget what is old."""
-        too_old = now_ns() - KEEP_S * 10**9
-        for operation in pool.list(Operation):
-            if operation.finished:
-                if operation.end_time_ns < too_old:
-                    pool.catalog.commit([drop(operation)])
-            elif operation.action in self._resumable:
+        self.forget(pool, now_ns())
+        for operation in pool.list(Operation, wanted=lambda o: not o.finished):
+            if operation.action in self._resumable:
                 work = Work(pool, operation, operation.subject_id)
                 with self._lock:
                     self._running[operation.id] = work
