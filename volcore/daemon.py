@@ -287,6 +287,10 @@ class NbdExporter:
         """See `Exporter.set_writable`."""
         self._exports.set_writable(name, writable=writable, timeout_s=HAND_OVER_S)
 
+    def expel(self, name: str) -> None:
+        """See `Exporter.expel`."""
+        self._exports.expel(name)
+
     def withdraw(self, name: str) -> None:
         """Stop offering `name`; what its clients wrote is durable at return.
 

@@ -84,5 +84,8 @@ class TableExporter:
     def connection(self, name) -> NbdConnection:
         return NbdConnection(uri=self.server.uris(name)[0], export_name=name)
 
+    def expel(self, name) -> None:
+        self.exports.expel(name)
+
     def withdraw(self, name) -> None:
         self.exports.withdraw(name, timeout_s=5)

@@ -15,10 +15,17 @@ from pathlib import Path
 import pytest
 
 from volcore import credentials
+from volcore.backends.memory import MemoryBackend
+from volcore.catalog.sqlite import SqliteCatalog
 from volcore.credentials import PskFile, TlsFiles, read_keys, server_context
+from volcore.daemon import NbdExporter
+from volcore.database import Database
+from volcore.engine.engine import Engine, EngineSettings
+from volcore.engine.views import CreateVolume
 from volcore.errors import InvalidArgumentError
 from volcore.limits import MIB
-from volcore.nbd import NbdServer, TcpAddress, TlsPolicy, UnixAddress
+from volcore.model.records import AccessMode
+from volcore.nbd import ExportTable, NbdServer, TcpAddress, TlsPolicy, UnixAddress
 from volcore.testing.certificates import Authority
 
 from . import client as c
@@ -337,6 +344,36 @@ def test_only_attached_hosts_are_served(
             assert client.option(c.GO, c.info_data("disk"))[-1][0] == POLICY
     with RawClient(place.path).go("mine") as client:  # this machine's own socket asks for no name
         assert client.read(0, 1) == b"\0"
+
+
+def test_detached_host_is_disconnected(
+    authority: Authority, client_directory: Path, files: TlsFiles
+) -> None:
+    """Goal: the end of an attachment ends its connections. Method: two hosts share an export."""
+    exports = ExportTable()
+    policy = TlsPolicy(credentials=files, attached_only=True)
+    server = NbdServer(TcpAddress("127.0.0.1", 0), exports=exports, tls=policy)
+    engine = Engine(EngineSettings(server_id="test"))
+    backend = MemoryBackend()
+    backend.open()
+    context = client_context(client_directory, authority)
+    with server:
+        exporter = NbdExporter(exports, server)
+        engine.add_pool("p", backend, SqliteCatalog(Database(None)), exporter)
+        engine.volumes.create("p", CreateVolume(name="v", size_bytes=MIB))
+        for host in ("host-1", "host-one.example", "other"):
+            engine.attachments.attach("p", "v", host, AccessMode.READ_ONLY)
+        with TlsClient(tcp(server), context) as client:
+            client.go("p/v")
+            engine.attachments.detach("p", "v", "host-one.example")
+            assert client.read(0, 4096) == bytes(4096), "its other name is attached still"
+            engine.attachments.detach("p", "v", "host-1")
+            with pytest.raises((OSError, HungUpError)):
+                client.read(0, 4096)
+        with TlsClient(tcp(server), context) as client:
+            assert client.option(c.GO, c.info_data("p/v"))[-1][0] == POLICY
+    engine.close(5)
+    backend.close()
 
 
 @only_memory

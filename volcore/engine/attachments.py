@@ -182,6 +182,8 @@ class Attachments:
             if at.exporter is not None and not shared:
                 at.exporter.withdraw(name)
             at.catalog.commit([drop(mine)])
+            if at.exporter is not None and shared:
+                at.exporter.expel(name)
 
 
 def republish(at: Pool) -> None:

@@ -51,6 +51,9 @@ class Exporter(Protocol):
             DeadlineError: writes are still under way; no more are let in.
         """
 
+    def expel(self, name: str) -> None:
+        """Disconnect clients of `name` that its `hosts()` does not name any more; does not wait."""
+
     def withdraw(self, name: str) -> None:
         """Stop offering `name`: clients are disconnected, the device is flushed and closed."""
 

@@ -81,7 +81,8 @@ class _Export:
         self.gate = WriteGate(writable=writable)
         self.owned = owned
         self.changed = threading.Condition()
-        self.users: set[ExportUser] = set()
+        self.users: dict[ExportUser, frozenset[str] | None] = {}
+        """Each with the names of its client; None: they do not matter."""
         self.device: BlockDevice | None = None
         self.busy = False
         self.withdrawn = threading.Event()
@@ -123,7 +124,7 @@ class Lease:
         self._released = True
         export = self._export
         with export.changed:
-            export.users.discard(self._user)
+            export.users.pop(self._user, None)
             last = not export.users and not export.busy
             if not last:
                 export.changed.notify_all()
@@ -231,8 +232,23 @@ class ExportTable:
             if export.device is None or export.device.read_only:
                 return None
             user = _Borrower()
-            export.users.add(user)
+            export.users[user] = None
             return Lease(export, user, export.device)
+
+    def expel(self, name: str) -> None:
+        """Drain the clients of `name` that may not use it any more; does not wait.
+
+        Idempotent: an unknown name is no error.
+        """
+        with self._lock:
+            export = self._exports.get(name)
+        if export is None:
+            return
+        with export.changed:
+            users = tuple(export.users.items())
+        for user, client_names in users:
+            if not export.admits(client_names):
+                user.drain()
 
     def withdraw(self, name: str, *, timeout_s: float) -> None:
         """Stop offering `name`: refuse new connections, drain the others, close the device.
@@ -306,18 +322,22 @@ class ExportTable:
         if export is None:
             raise _not_found(name)
         if not export.admits(client_names):
-            shown = ", ".join(sorted(client_names or ())) or "a client without a name"
-            raise PermissionDeniedError(
-                f"export {name!r} is not attached to {shown}",
-                reason=Reason.PERMISSION_DENIED,
-                export=name,
-            )
+            raise _not_attached(name, client_names)
+        lease = self._lease(export, user, client_names)
+        if not export.admits(client_names):  # an `expel` meanwhile has not seen this user
+            lease.release()
+            raise _not_attached(name, client_names)
+        return lease
+
+    def _lease(
+        self, export: _Export, user: ExportUser, client_names: frozenset[str] | None
+    ) -> Lease:
         with export.changed:
             export.changed.wait_for(lambda: not export.busy)
             if export.withdrawn.is_set():
-                raise _not_found(name)
+                raise _not_found(export.name)
             if export.device is not None:
-                export.users.add(user)
+                export.users[user] = client_names
                 return Lease(export, user, export.device)
             export.busy = True
         try:
@@ -329,14 +349,14 @@ class ExportTable:
             raise
         with export.changed:
             export.device = device
-            export.users.add(user)
+            export.users[user] = client_names
             export.busy = False
             withdrawn = export.withdrawn.is_set()
             export.changed.notify_all()
         lease = Lease(export, user, device)
         if withdrawn:  # meanwhile, and without having seen this user
             lease.release()
-            raise _not_found(name)
+            raise _not_found(export.name)
         return lease
 
     def _wait_unused(self, export: _Export, timeout_s: float) -> bool:
@@ -345,6 +365,15 @@ class ExportTable:
             return export.changed.wait_for(
                 lambda: not export.users and not export.busy, deadline_s - time.monotonic()
             )
+
+
+def _not_attached(name: str, client_names: frozenset[str] | None) -> PermissionDeniedError:
+    shown = ", ".join(sorted(client_names or ())) or "a client without a name"
+    return PermissionDeniedError(
+        f"export {name!r} is not attached to {shown}",
+        reason=Reason.PERMISSION_DENIED,
+        export=name,
+    )
 
 
 def _not_found(name: str) -> NotFoundError:
