@@ -377,3 +377,29 @@ def test_beside_everything(tmp_path: Path) -> None:
 def content_of(backend: LocalBackend, volume: str, point: str | None) -> str:
     with backend.open_device(volume, point, read_only=True) as device:
         return hashlib.sha256(device.read(0, 2 * MIB) + device.read(C - MIB, 2 * MIB)).hexdigest()
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_resize_before_an_open_volume_followed(backend: LocalBackend, dirty: bool) -> None:
+    """Goal: a resize between a change of the rows and the volume's turn to follow takes no harm.
+
+    Method: every step of the background work, a resize after each.
+    """
+    build(backend)
+    with backend.open_device("v", read_only=False) as device:
+        wanted = bytearray(device.read(0, device.size_bytes))
+        for number in range(1000):
+            if not backend.upkeep.step():
+                break
+            if dirty:
+                data = random.Random(number).randbytes(B)
+                wanted[:B] = data
+                device.write(0, data)
+            wanted += bytes(B)
+            backend.resize("v", len(wanted))
+            assert device.size_bytes == len(wanted)
+            assert device.read(0, len(wanted)) == wanted
+        device.flush()
+    with backend.open_device("v", read_only=True) as device:
+        assert device.read(0, len(wanted)) == wanted
+    assert number > 3

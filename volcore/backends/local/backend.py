@@ -148,7 +148,7 @@ class LocalBackend(VolumeBackend):
             self._layers.put_volume(volume_id, replace(point, size_bytes=size_bytes))
             chunks = self._open.get((volume_id, None))
             if chunks is not None:
-                self._database.after_commit(chunks.rebase)
+                self._database.after_commit(lambda: chunks.grow(size_bytes))
 
     def describe(self, volume_id: str) -> VolumeFacts:
         """See `VolumeBackend.describe`."""

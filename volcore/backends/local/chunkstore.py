@@ -429,10 +429,15 @@ class ChunkStore:
             high = min(first_block + block_count, (chunk + 1) * CHUNK_BLOCKS)
             yield chunk, low - chunk * CHUNK_BLOCKS, high - low
 
-    def rebase(self) -> None:
-        """Follow a change of the rows that was committed; call under the database's lock.
+    def grow(self, size_bytes: int) -> None:
+        """Follow a resize that was committed; the chain waits for whoever holds every stripe."""
+        self.path.size_bytes = size_bytes
 
-        Whoever changed the chain holds every stripe.
+    def rebase(self) -> None:
+        """Follow a change of the rows that was committed.
+
+        Call under the database's lock with every stripe held: the background work may have changed
+        the chain of what is open at any time before.
         """
         layers = self.store.layers
         if self.snapshot_id is None:
