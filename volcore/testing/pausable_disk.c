@@ -2,6 +2,8 @@
  * not answer is a disk whose power is gone. volcore/testing/real_disk.py compiles and drives it.
  *
  *     pausable_disk BACKING MOUNTPOINT -f
+ *
+ * A block that begins with REFUSED is not written while there is a file `BACKING.refuse`.
  */
 #define FUSE_USE_VERSION 31
 #define _GNU_SOURCE
@@ -13,7 +15,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define BLOCK 4096
+
 static int backing;
+static char refuse[4096];
 
 static int disk_getattr(const char *path, struct stat *facts, struct fuse_file_info *file)
 {
@@ -55,6 +60,9 @@ static int disk_write(const char *path, const char *data, size_t length, off_t o
                       struct fuse_file_info *file)
 {
     (void)path, (void)file;
+    for (size_t at = 0; at + BLOCK <= length; at += BLOCK)
+        if (!memcmp(data + at, "REFUSED", 7) && !access(refuse, F_OK))
+            return -EIO;
     ssize_t done = pwrite(backing, data, length, offset);
     return done < 0 ? -errno : (int)done;
 }
@@ -93,6 +101,7 @@ int main(int count, char **words)
         perror(words[1]);
         return 1;
     }
+    snprintf(refuse, sizeof refuse, "%s.refuse", words[1]);
     words[1] = words[0];
     return fuse_main(count - 1, words + 1, &operations, NULL);
 }

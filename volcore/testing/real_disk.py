@@ -108,6 +108,16 @@ class PausableDisk:
             self._daemon.send_signal(signal.SIGCONT)
 
     @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Let writes of blocks that begin with the bytes `REFUSED` fail meanwhile."""
+        flag = self._place / "backing.refuse"
+        flag.touch()
+        try:
+            yield
+        finally:
+            flag.unlink()
+
+    @contextmanager
     def mounted(self, copy: Path) -> Iterator[Path]:
         """Mount a copy, which recovers as after a power cut."""
         place = self._place / "copy"

@@ -148,6 +148,17 @@ class LayerFiles:
         finally:
             entry.leave()
 
+    def uncache(self, layer_id: int, offset_bytes: int, length_bytes: int) -> None:
+        """Have the next read of the range, which was synced, ask the disk.
+
+        After a failed sync the page cache may hold what the disk does not, and call it clean.
+        """
+        file = self._enter(layer_id, create=False)
+        if file is not None:
+            entry, fd = file
+            os.posix_fadvise(fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
+            entry.leave()
+
     def file(self, layer_id: int, *, create: bool) -> LayerFd | None:
         """Return the layer's descriptor, open at this moment; None without a file.
 

@@ -40,6 +40,7 @@ def _recomputed(store: LocalStore, page: Page) -> Page:
     chunk_map = ChunkMap([page.layer_id], [page], writable=True)
     crcs = array("I", page.crcs)
     view = memoryview(crcs)
+    store.files.uncache(page.layer_id, page.chunk_index * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES)
     for first, count, state in chunkmap.state_runs(chunk_map.states, 0, CHUNK_BLOCKS):
         if state == chunkmap.DATA:
             data = memoryview(bytearray(count * BLOCK_SIZE_BYTES))
