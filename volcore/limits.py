@@ -87,6 +87,18 @@ CONVERT_MEMORY_BYTES_MAX: Final = 2 * GIB
 CONVERT_CPU_S_MAX: Final = 4 * 3600
 """Resource limits of the converting process: an image is untrusted input."""
 
+# Deletes.
+DELETES_AT_ONCE: Final = 4
+"""Threads of a server that free what was deleted: some ten volumes a second, and deployments beside
+them hardly notice."""
+DELETES_WAITING_MAX: Final = 10_000
+"""Deleted and not yet freed, per server; each is two records of the catalog."""
+DELETE_RETRY_S_MIN: Final = 1.0
+DELETE_RETRY_S_MAX: Final = 60.0
+"""Pauses between attempts double from one to the other: a client that died is gone after 30 s."""
+DELETES_KEPT_MAX: Final = 1000
+"""Ended deletes that can be looked at, per pool: there may be many more of them in a day."""
+
 # Scrubs.
 SCRUB_INTERVAL_H_DEFAULT: Final = 7 * 24
 SCRUB_RATE_BYTES_DEFAULT: Final = 32 * MIB
@@ -102,6 +114,7 @@ assert CHUNK_SIZE_BYTES & (CHUNK_SIZE_BYTES - 1) == 0
 assert NAME_BYTES_MAX <= 128
 assert WARM_CLONES_FIRST <= WARM_CLONES_MAX
 assert WARM_DEMAND_S < WARM_HOT_S < WARM_IDLE_S
+assert 0 < DELETE_RETRY_S_MIN <= DELETE_RETRY_S_MAX
 assert PAGE_SIZE_DEFAULT <= PAGE_SIZE_MAX
 assert FRAME_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX
 assert IMAGE_VIRTUAL_SIZE_BYTES_MAX <= VOLUME_SIZE_BYTES_MAX

@@ -35,11 +35,11 @@ class Site:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[Site]:
-    """Start a server with one local pool; end it, and look that it ended well."""
+def running_server(pool_lines: str = "") -> Iterator[Site]:
+    """Start a server with one pool, a local one by default; end it, and look that it ended well."""
     directory = Path(tempfile.mkdtemp(prefix="volcore-t-"))  # short: socket paths have a limit
     try:
-        with RunningServer(directory) as server:
+        with RunningServer(directory, pool_lines) as server:
             yield Site(
                 server,
                 {

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from .server import running_server
+
 COUNTER = itertools.count(1)
 VOLATILE = {
     "uid": "UID", "create_time": "TIME", "end_time": "TIME", "etag": "ETAG",
@@ -323,6 +325,20 @@ def test_flatten_and_operations(server, golden):
     assert as_json(server, "operation", "cancel", operation_id) == ended
     assert begun["name"] in ok(server, "operation", "list", "-o", "name")
     refused(server, 5, "OPERATION_NOT_FOUND", "operation", "get", "0" * 32)
+
+
+def test_deletes_are_operations():
+    """Goal: what is freed behind the answer can be seen. Method: a pool that needs time for it."""
+    with running_server('backend = "memory"\n') as server:
+        ok(server, "volume", "create", "v", "--size", "8MiB")
+        ok(server, "volume", "delete", "v", "--yes")
+        ok(server, "volume", "delete", "v", "--yes")
+        (line,) = [x for x in ok(server, "operation", "list").splitlines() if "delete" in x]
+        operation_id = line.split()[0]
+        assert "volumes/v" in line
+        ended = as_json(server, "operation", "wait", operation_id)
+        assert (ended["target"], ended["phase"]) == ("pools/p/volumes/v", "SUCCEEDED")
+        assert as_json(server, "operation", "cancel", operation_id) == ended
 
 
 def test_tree(server, golden):

@@ -32,6 +32,14 @@ def start(backend, catalog) -> Engine:
     return engine
 
 
+def finished(engine: Engine, switch: CrashSwitch | None = None) -> Engine:
+    """Wait for what goes on behind the calls, or until the process is dead."""
+    while not engine.deletions.wait(0.01):
+        if switch is not None and switch.crashed:
+            raise Crash
+    return engine
+
+
 def prepare(engine: Engine) -> None:
     """A volume with a snapshot, an image, and a clone."""
     engine.volumes.create("p", CreateVolume(name="src", size_bytes=SIZE))
@@ -74,6 +82,7 @@ SCENARIOS = {
 
 def check_whole(engine: Engine) -> None:
     """No intent, nothing half-made, and the backend holds exactly what the catalog names."""
+    finished(engine)
     pool = engine.pools.open("p")
     assert pool.list(Intent) == []
     volumes, snapshots, images = pool.list(Volume), pool.list(Snapshot), pool.list(Image)
@@ -94,6 +103,7 @@ def check_whole(engine: Engine) -> None:
         assert set(facts.snapshot_ids) == named
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_crash_at_every_step(scenario):
     """Kill at step 1, 2, 3 until the scenario ends; recovery is killed at each of its steps too."""
@@ -106,14 +116,19 @@ def test_crash_at_every_step(scenario):
         prepare(start(backend, catalog))
         switch = CrashSwitch(at)
         with contextlib.suppress(Crash):
-            act(start(CrashingBackend(backend, switch), CrashingCatalog(catalog, switch)))
+            engine = start(CrashingBackend(backend, switch), CrashingCatalog(catalog, switch))
+            act(engine)
+            finished(engine, switch)
         if not switch.crashed:
             assert at > 2, "the scenario passed no step at all"
             return
         for again in range(1, 100):
             second = CrashSwitch(again)
             try:
-                start(CrashingBackend(backend, second), CrashingCatalog(catalog, second))
+                finished(
+                    start(CrashingBackend(backend, second), CrashingCatalog(catalog, second)),
+                    second,
+                )
             except Crash:
                 continue
             break

@@ -13,6 +13,7 @@ import pytest
 
 from volcore.limits import MIB
 from volcore.testing.server import RunningServer
+from volcore.v1 import operation_pb2
 from volcore.v1.pool_pb2 import PoolShortPath
 
 State = PoolShortPath.State
@@ -37,8 +38,17 @@ class Site:
         """What the storage holds besides whole objects; empty when nothing leaked."""
         raise NotImplementedError
 
+    def wait_deleted(self) -> None:
+        """All that was deleted is freed."""
+        with self.server.client() as client:
+            for operation in client.list_operations("pools/p"):
+                if operation.action == "delete":
+                    ended = client.wait_operation(operation.name, timeout_s=60)
+                    assert ended.phase == operation_pb2.OPERATION_PHASE_SUCCEEDED, ended
+
     def wait_clean(self) -> None:
         """Nothing leaked: what is freed behind the calls is gone in time."""
+        self.wait_deleted()
         end_s = time.monotonic() + REAPED_S
         while left := self.leftovers():
             assert time.monotonic() < end_s, f"left behind: {left}"

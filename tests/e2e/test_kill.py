@@ -64,6 +64,7 @@ class Killer:
 
     def check(self) -> dict[str, volume_pb2.Volume]:
         """The storage holds exactly what the API shows; return the volumes by short name."""
+        self.site.wait_deleted()
         with self.site.server.client() as client:
             volumes = list(client.list_volumes("pools/p"))
             images = list(client.list_images("pools/p"))

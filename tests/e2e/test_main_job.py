@@ -60,6 +60,7 @@ def test_untouched_clone_is_identical(site, golden, golden_qcow2):
         assert "identical" in qemu_img("compare", "-f", "raw", "-F", "raw", golden, untouched)
         client.detach_volume("pools/p/volumes/a", "h2")
         client.delete_volume("pools/p/volumes/a")
+    site.wait_deleted()
     assert site.objects() == set()
     site.wait_clean()
 

@@ -116,6 +116,7 @@ def test_clone_chain_and_deletes_in_any_order(bench):
     assert read(bench, "c", 3000, 4 * MIB) == b"two" * 1000
     assert volumes.get("p", "c").size_bytes == 2 * SIZE
     volumes.delete("p", "c")
+    assert bench.engine.deletions.wait(60)
     assert not list(bench.pool.backend.walk())
     volumes.delete("p", "c")
 
@@ -228,6 +229,7 @@ def test_published_image_outlives_its_volume(bench, published):
     assert (source.kind, source.id) == (SourceKind.IMAGE, first.id)
     for name in ("a", "b"):
         bench.engine.volumes.delete("p", name)
+    assert bench.engine.deletions.wait(60)
     assert not list(bench.pool.backend.walk())
 
 

@@ -15,6 +15,8 @@ Invariants every backend keeps (docs/invariants.md):
 3. INV-BE-3 (must): bytes that cannot be proven right are an IntegrityError, never data, where the
    backend keeps checksums.
 4. INV-BE-4 (should): space that nothing refers to any more is freed, whatever the order of deletes.
+
+Why so long: it is what the author of a backend reads, from top to bottom.
 """
 
 from abc import ABC, abstractmethod
@@ -213,6 +215,17 @@ class VolumeBackend(ABC):
         Raises:
             PreconditionError: VOLUME_IN_USE, a device is open on it (or a client elsewhere).
         """
+
+    def refuse_if_open(self, volume_id: str) -> None:
+        """Refuse when this process has a device open on the volume or one of its snapshots.
+
+        Costs no access to the storage, and knows nothing of clients elsewhere. One that does not
+        exist is not open.
+
+        Raises:
+            PreconditionError: VOLUME_IN_USE.
+        """
+        del volume_id
 
     @abstractmethod
     def resize(self, volume_id: str, size_bytes: int) -> None:

@@ -89,9 +89,13 @@ class MemoryBackend(VolumeBackend):
         """See `VolumeBackend.delete`."""
         with self._lock:
             self._volume(volume_id)
-            if any(opened == volume_id for opened, _ in self._open):
-                raise refusals.volume_in_use(volume_id)
+            self.refuse_if_open(volume_id)
             del self._volumes[volume_id]
+
+    def refuse_if_open(self, volume_id: str) -> None:
+        """See `VolumeBackend.refuse_if_open`."""
+        if any(opened == volume_id for opened, _ in list(self._open)):
+            raise refusals.volume_in_use(volume_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
         """See `VolumeBackend.resize`."""

@@ -28,6 +28,10 @@ class Absent:
 
 ANYTHING: Final = Anything()
 ABSENT: Final = Absent()
+Rows = list[tuple[str, bytes]]
+"""Keys and bytes of records of one kind."""
+Gathered = tuple[list[bytes | None], list[Rows]]
+_PAGE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,29 @@ class Catalog(ABC):
             UnavailableError: the store cannot be reached.
         """
         return len(self.list(kind, prefix=prefix, limit=limit))
+
+    def gather(
+        self, keys: Sequence[tuple[Kind, str]], prefixes: Sequence[tuple[Kind, str]]
+    ) -> Gathered:
+        """Return the records at `keys`, and all (key, bytes) below each of `prefixes`.
+
+        As several calls of `find` and `list`, but in one round trip where the store is far away
+        and has nothing below the prefixes.
+
+        Raises:
+            UnavailableError: the store cannot be reached.
+        """
+        found = [self.find(kind, key) for kind, key in keys]
+        return found, [self._below(kind, prefix) for kind, prefix in prefixes]
+
+    def _below(self, kind: Kind, prefix: str) -> Rows:
+        found: Rows = []
+        while True:
+            after = found[-1][0] if found else ""
+            page = self.list(kind, prefix=prefix, after=after, limit=_PAGE)
+            found += page
+            if len(page) < _PAGE:
+                return found
 
     @abstractmethod
     def commit(self, changes: Sequence[Change]) -> None:

@@ -12,7 +12,7 @@ Invariants:
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
-from volcore.catalog.contract import Absent, Anything, Catalog, Change, conflict
+from volcore.catalog.contract import Absent, Anything, Catalog, Change, Gathered, conflict
 from volcore.model.records import Kind
 
 OBJECT_NAME: Final = "volcore_catalog"
@@ -26,6 +26,11 @@ class OmapStore(Protocol):
 
     def rows(self, *, prefix: str, after: str, limit: int) -> list[tuple[str, bytes]]:
         """Return up to `limit` rows with `prefix` and a key > `after`, ascending by key bytes."""
+
+    def gather(
+        self, keys: Sequence[str], prefixes: Sequence[str]
+    ) -> tuple[dict[str, bytes], list[list[tuple[str, bytes]]]]:
+        """Return the values of the keys that are there, and all rows with each prefix."""
 
     def commit(
         self,
@@ -59,6 +64,18 @@ class OmapCatalog(Catalog):
         )
         start = len(_stored_key(kind, ""))
         return [(key[start:], value) for key, value in rows]
+
+    def gather(
+        self, keys: Sequence[tuple[Kind, str]], prefixes: Sequence[tuple[Kind, str]]
+    ) -> Gathered:
+        """See `Catalog.gather`."""
+        stored = [_stored_key(*key) for key in keys]
+        found, below = self._store.gather(stored, [_stored_key(*prefix) for prefix in prefixes])
+        starts = [len(_stored_key(kind, "")) for kind, _ in prefixes]
+        return [found.get(key) for key in stored], [
+            [(key[start:], value) for key, value in rows]
+            for start, rows in zip(starts, below, strict=True)
+        ]
 
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""

@@ -39,7 +39,10 @@ COLUMNS: Columns = [
     ("DONE>", lambda operation: _done(operation)),
     ("CREATED", created),
 ]
-DETAILS: Columns = [*COLUMNS, ("ERROR", lambda operation: operation.error.message or "-")]
+DETAILS: Columns = [
+    *COLUMNS,
+    ("ERROR", lambda operation: operation.error.message or operation.obstacle or "-"),
+]
 
 
 @app.command("list")

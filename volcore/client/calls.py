@@ -206,12 +206,6 @@ def flatten_volume(name: str) -> Call[operation.Operation]:
     )
 
 
-def delete_volume(name: str, *, force: bool = False, etag: str = "") -> Call[None]:
-    """Delete a volume, with `force` its snapshots too; deleting what is gone succeeds."""
-    request = volumes.DeleteVolumeRequest(name=name, force=force, etag=etag)
-    return Call(service="VolumeService", rpc="DeleteVolume", request=request, take=_nothing)
-
-
 # Snapshots.
 
 
@@ -251,7 +245,7 @@ def list_snapshots(parent: str, *, page_size: int = 0) -> Listing[snapshot_v1.Sn
 def delete_snapshot(name: str) -> Call[None]:
     """Delete a snapshot; what was made from it keeps working."""
     request = snapshots.DeleteSnapshotRequest(name=name)
-    return Call(service="SnapshotService", rpc="DeleteSnapshot", request=request, take=_nothing)
+    return Call(service="SnapshotService", rpc="DeleteSnapshot", request=request, take=nothing)
 
 
 # Group snapshots.
@@ -305,7 +299,7 @@ def delete_group_snapshot(name: str) -> Call[None]:
         service="GroupSnapshotService",
         rpc="DeleteGroupSnapshot",
         request=group_snapshots.DeleteGroupSnapshotRequest(name=name),
-        take=_nothing,
+        take=nothing,
     )
 
 
@@ -339,12 +333,6 @@ def list_images(parent: str, *, page_size: int = 0) -> Listing[image_v1.Image]:
         request=images.ListImagesRequest(parent=parent, page_size=_int32(page_size, "page_size")),
         items=lambda r: r.images,
     )
-
-
-def delete_image(name: str) -> Call[None]:
-    """Delete an image; volumes made from it keep working."""
-    request = images.DeleteImageRequest(name=name)
-    return Call(service="ImageService", rpc="DeleteImage", request=request, take=_nothing)
 
 
 # Attachments.
@@ -407,7 +395,7 @@ def list_attachments(parent: str, *, page_size: int = 0) -> Listing[attachment.A
 def detach_volume(volume: str, host: str) -> Call[None]:
     """End a host's right to use a volume; detaching what is not attached succeeds."""
     request = attachments.DetachVolumeRequest(volume=volume, host=host)
-    return Call(service="AttachmentService", rpc="DetachVolume", request=request, take=_nothing)
+    return Call(service="AttachmentService", rpc="DetachVolume", request=request, take=nothing)
 
 
 # Pools and operations.
@@ -474,8 +462,8 @@ def cancel_operation(name: str) -> Call[operation.Operation]:
     )
 
 
-def _nothing(_response: object) -> None:
-    return None
+def nothing(_response: object) -> None:
+    """Take nothing of a response."""
 
 
 def int64(size_bytes: int, field: str = "size_bytes") -> int:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from volcore import limits
-from volcore.client import calls, checks
+from volcore.client import calls, checks, deletes
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
 from volcore.client.handover import offer
@@ -101,7 +101,7 @@ class Client:
     revert_volume = _unary(calls.revert_volume)
     flatten_volume = _unary(calls.flatten_volume)
     verify_volume = _unary(checks.verify_volume)
-    delete_volume = _unary(calls.delete_volume)
+    delete_volume = _unary(deletes.delete_volume)
     create_snapshot = _unary(calls.create_snapshot)
     get_snapshot = _unary(calls.get_snapshot)
     list_snapshots = _paged(calls.list_snapshots)
@@ -115,7 +115,7 @@ class Client:
     get_image = _unary(calls.get_image)
     list_images = _paged(calls.list_images)
     verify_image = _unary(checks.verify_image)
-    delete_image = _unary(calls.delete_image)
+    delete_image = _unary(deletes.delete_image)
     attach_volume = _unary(calls.attach_volume)
     hand_over_volume = _unary(calls.hand_over_volume)
     get_attachment = _unary(calls.get_attachment)

@@ -53,8 +53,13 @@ _CREATIONS = {
     IntentAction.CREATE_GROUP_SNAPSHOT,
     IntentAction.CREATE_IMAGE,
 }
-_ONE_WAY = _CREATIONS | {IntentAction.DELETE_GROUP_SNAPSHOT}
-"""Not restored when the backend refuses: members of the group may be gone already."""
+_ONE_WAY = _CREATIONS | {
+    IntentAction.DELETE_GROUP_SNAPSHOT,
+    IntentAction.DELETE_VOLUME,
+    IntentAction.DELETE_IMAGE,
+}
+"""Not restored when the backend refuses: members of the group may be gone already, and the records
+of a deleted volume or image are."""
 
 
 @contextmanager
@@ -156,12 +161,6 @@ def restore(pool: Pool, intent: Intent) -> None:
     changes = [drop(intent)]
     if record is not None and record.id == intent.subject_id and record.state is not State.READY:
         changes.append(put(record.but(state=State.READY), record))
-    if intent.action is IntentAction.DELETE_VOLUME:
-        changes += [
-            put(snapshot.but(state=State.READY), snapshot)
-            for snapshot in snapshots_of(pool, intent.subject_key, intent.subject_id)
-            if snapshot.state is State.DELETING
-        ]
     pool.catalog.commit(changes)
 
 

@@ -9,6 +9,7 @@ from volcore.catalog.contract import Catalog
 from volcore.engine.attachments import Attachments, republish
 from volcore.engine.changes import settle
 from volcore.engine.checks import Checks
+from volcore.engine.deletions import DELETE, Deletions
 from volcore.engine.group_snapshots import GroupSnapshots
 from volcore.engine.images import Images, ImageSettings
 from volcore.engine.operations import Operations
@@ -20,7 +21,7 @@ from volcore.engine.stock import Stock
 from volcore.engine.volumes import Volumes
 from volcore.engine.warm import Keeper, load
 from volcore.errors import PreconditionError
-from volcore.model.records import Intent
+from volcore.model.records import Intent, Operation
 
 _log = structlog.get_logger("volcore.engine")
 
@@ -42,10 +43,11 @@ class Engine:
         self._server_id = settings.server_id
         self.pools = Pools()
         self.operations = Operations(self.pools, worker_threads=settings.worker_threads)
-        self.volumes = Volumes(self.pools, self.operations)
+        self.deletions = Deletions(self.operations)
+        self.volumes = Volumes(self.pools, self.operations, self.deletions)
         self.snapshots = Snapshots(self.pools)
         self.group_snapshots = GroupSnapshots(self.pools)
-        self.images = Images(self.pools, self.operations, settings.images)
+        self.images = Images(self.pools, self.operations, self.deletions, settings.images)
         self.attachments = Attachments(self.pools)
         self.checks = Checks(self.pools, self.operations, settings.images.directories)
         self.schedule = Schedule(self.pools, self.operations, self.checks, settings.scrub)
@@ -77,17 +79,21 @@ class Engine:
         """Interrupt background work so that it goes on at the next start; pools stay open."""
         self.warm.close()
         self.schedule.close()
+        self.deletions.close(timeout_s)
         self.operations.close(timeout_s)
 
 
 def recover(pool: Pool) -> None:
     """Settle every change that was cut off, then free what nothing needs any more. Idempotent.
 
+    Deletes that have an operation are left to that, so that a pool is served however many wait.
     A change that the backend refuses to settle now (a client still has the half-made volume open)
     keeps its intent: it stays invisible, and the next call or start tries again. It must not keep
     the pool, and all other volumes, from being served.
     """
-    for intent in pool.list(Intent):
+    deletes = pool.list(Operation, wanted=lambda o: o.action == DELETE and not o.finished)
+    waiting = {operation.subject_id for operation in deletes}
+    for intent in pool.list(Intent, wanted=lambda i: i.id not in waiting):
         try:
             settle(pool, intent)
         except PreconditionError as err:

@@ -11,8 +11,9 @@ from typing import Final
 
 from volcore.catalog.contract import Change
 from volcore.engine.changes import change, settle_leftover
+from volcore.engine.deletions import Deletions
 from volcore.engine.operations import Operations, Work
-from volcore.engine.pool import Pool, drop, image_lock, now_ns, put, unchanged, volume_lock
+from volcore.engine.pool import Pool, image_lock, now_ns, put, unchanged, volume_lock
 from volcore.engine.pools import Pools
 from volcore.engine.views import ImageExport, ImportRequest
 from volcore.errors import (
@@ -46,9 +47,12 @@ class _SameContentError(Exception):
 class Images:
     """Use cases of images; every call may be repeated blindly."""
 
-    def __init__(self, pools: Pools, operations: Operations, settings: ImageSettings) -> None:
+    def __init__(
+        self, pools: Pools, operations: Operations, deletions: Deletions, settings: ImageSettings
+    ) -> None:
         self._pools = pools
         self._operations = operations
+        self._deletions = deletions
         self._settings = settings
 
     def get(self, pool: str, name: str) -> Image:
@@ -236,19 +240,24 @@ class Images:
                 yield size_bytes, b""
                 yield from pieces
 
-    def delete(self, pool: str, name: str) -> None:
-        """Delete an image; volumes made from it keep working; one that is gone is no error."""
+    def delete(self, pool: str, name: str) -> Operation | None:
+        """Delete an image; volumes made from it keep working; one that is gone is no error.
+
+        Returns as `Volumes.delete` does.
+
+        Raises:
+            ExhaustedError: TOO_MANY_REQUESTS.
+        """
         at = self._pools.open(pool)
         names.check_name(name, field="image")
         with at.locks.hold([image_lock(name)]):
             image = self._existing(at, name)
             if image is None:
-                return
-            gone = image.but(state=State.DELETING)
+                return None
             intent = _intent(at, image, IntentAction.DELETE_IMAGE)
-            with change(at, intent, begin=[put(gone, image)], end=[drop(gone)]):
-                at.backend.delete(image.backend_volume_id)
+            operation = self._deletions.delete(at, intent, f"pools/{pool}/images/{name}", [image])
             at.stock.forget(image.id)
+            return operation
 
     def _existing(self, at: Pool, name: str) -> Image | None:
         """Return the ready image, or None; settles what an earlier call left half-done."""

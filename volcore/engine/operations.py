@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -51,6 +52,7 @@ class Work:
     interrupted: threading.Event = field(default_factory=threading.Event)
     """The server is stopping: leave the work as it is, it goes on at the next start."""
     ended: threading.Event = field(default_factory=threading.Event)
+    """No thread has it any more; it may go on at the next start."""
     _written: float = 0.0
     _watched: float = 0.0
 
@@ -113,7 +115,8 @@ class Operations:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         """Held from the search for the same work to its registration."""
-        self._resumable: dict[str, Action] = {}
+        self._resumable: dict[str, Callable[[Work], None]] = {}
+        self._firm: set[str] = set()
         self._executor = ThreadPoolExecutor(worker_threads, thread_name_prefix="operation")
         self._own_executors: dict[str, ThreadPoolExecutor] = {}
 
@@ -122,11 +125,19 @@ class Operations:
 
         With `own_threads` it has so many threads of its own: other work need not wait for it.
         """
-        self._resumable[action_name] = action
+        self._resumable[action_name] = partial(self._submit, action=action)
         if own_threads:
             self._own_executors[action_name] = ThreadPoolExecutor(
                 own_threads, thread_name_prefix=action_name
             )
+
+    def firm_with(self, action_name: str, take: Callable[[Work], None]) -> None:
+        """Tell who goes on with work of this kind after a restart: work that nobody can cancel.
+
+        `take` returns at once and calls `leave` at the end.
+        """
+        self._resumable[action_name] = take
+        self._firm.add(action_name)
 
     def get(self, pool: str, operation_id: str) -> Operation:
         """Return an operation.
@@ -170,11 +181,11 @@ class Operations:
         return self.get(pool, operation_id)
 
     def cancel(self, pool: str, operation_id: str) -> Operation:
-        """Ask an operation to stop; one that has ended is no error."""
+        """Ask an operation to stop; one that has ended, or cannot be stopped, is no error."""
         operation = self.get(pool, operation_id)
         with self._lock:
             work = self._running.get(operation_id)
-        if work is None or operation.finished:
+        if work is None or operation.finished or operation.action in self._firm:
             return operation
         work.cancelled.set()
         work.operation = work.operation.but(cancel_requested=True, revision=work.operation.revision)
@@ -211,34 +222,39 @@ class Operations:
         check: Check | None = None,
     ) -> Work:
         """Record work that the caller does itself; it must call `finish`."""
-        operation = Operation(
-            id=names.new_id(),
-            action=action_name,
-            target=target,
-            subject_id=subject_id,
-            phase=Phase.RUNNING,
-            create_time_ns=now_ns(),
-            check=check,
+        operation = draft(action_name, target, subject_id, phase=Phase.RUNNING).but(
+            check=check, revision=1
         )
         pool.catalog.commit([put(operation)])
-        work = Work(pool, operation, subject_id, watch)
-        with self._lock:
-            self._running[operation.id] = work
+        work = self.track(pool, operation, watch)
         if watch is not None:
             watch(operation)
+        return work
+
+    def track(
+        self, pool: Pool, operation: Operation, watch: Callable[[Operation], None] | None = None
+    ) -> Work:
+        """Return recorded work, shown as running here until `finish` or `leave`."""
+        work = Work(pool, operation, operation.subject_id, watch)
+        with self._lock:
+            self._running[operation.id] = work
         return work
 
     def finish(self, work: Work, error: BaseException | None) -> None:
         """Record the end of work."""
         try:
             if not (isinstance(error, CancelledError) and work.interrupted.is_set()):
-                work.write(_ended(work.operation, error))
+                work.write(ended(work.operation, error))
         except VolcoreError as err:
             _log.warning("operation not recorded", operation=work.operation.id, reason=err.reason)
         finally:
-            with self._lock:
-                self._running.pop(work.operation.id, None)
-            work.ended.set()
+            self.leave(work)
+
+    def leave(self, work: Work) -> None:
+        """Show work as its record has it from now on."""
+        with self._lock:
+            self._running.pop(work.operation.id, None)
+        work.ended.set()
 
     def stop(self, pool: Pool, subject_id: str) -> None:
         """Cancel all work on a subject and wait until it has ended.
@@ -273,17 +289,14 @@ class Operations:
         self.forget(pool, now_ns())
         for operation in pool.list(Operation, wanted=lambda o: not o.finished):
             if operation.action in self._resumable:
-                work = Work(pool, operation, operation.subject_id)
-                with self._lock:
-                    self._running[operation.id] = work
-                self._submit(work, self._resumable[operation.action])
+                self._resumable[operation.action](self.track(pool, operation))
             else:
                 cut_off = OperationPendingError(
                     "the server was stopped meanwhile and nothing of it is left; start it again",
                     reason=Reason.OPERATION_PENDING,
                     retryable=True,
                 )
-                pool.catalog.commit([put(_ended(operation, cut_off), operation)])
+                pool.catalog.commit([put(ended(operation, cut_off), operation)])
 
     def close(self, timeout_s: float) -> None:
         """Interrupt all work and wait up to `timeout_s` for it to leave things in order."""
@@ -316,7 +329,21 @@ class Operations:
             self.finish(work, error)
 
 
-def _ended(operation: Operation, error: BaseException | None) -> Operation:
+def draft(
+    action_name: str, target: str, subject_id: str, *, phase: Phase = Phase.QUEUED
+) -> Operation:
+    """Return the record of new work."""
+    return Operation(
+        id=names.new_id(),
+        action=action_name,
+        target=target,
+        subject_id=subject_id,
+        phase=phase,
+        create_time_ns=now_ns(),
+    )
+
+
+def ended(operation: Operation, error: BaseException | None) -> Operation:
     """Return `operation` in its final phase."""
     if error is None:
         total = max(operation.total_bytes, operation.done_bytes)

@@ -16,9 +16,18 @@ from volcore.engine.locks import KeyedLocks
 from volcore.engine.stock import Stock
 from volcore.engine.views import NbdConnection
 from volcore.errors import NotFoundError, Reason
-from volcore.model.records import GroupSnapshot, Image, Record, Snapshot, State, Volume
+from volcore.model.records import (
+    Attachment,
+    GroupSnapshot,
+    Image,
+    Record,
+    Snapshot,
+    State,
+    Volume,
+)
 
 R = TypeVar("R", bound=Record)
+WholeVolume = tuple[Volume | None, list[Attachment], list[Snapshot]]
 _PAGE = 500
 
 
@@ -126,6 +135,25 @@ class Pool:
                 volume=name,
             )
         return found
+
+    def whole_volume(self, name: str) -> WholeVolume:
+        """Return a volume with its attachments and snapshots, whatever their state.
+
+        Complexity: one round trip for a volume that has neither.
+        """
+        (raw,), (attached, frozen) = self.catalog.gather(
+            [(Volume.KIND, name)], [(Attachment.KIND, f"{name}/"), (Snapshot.KIND, f"{name}/")]
+        )
+        if raw is None:
+            return None, [], []
+        volume = Volume.decode(raw)
+        attachments = [Attachment.decode(value) for _, value in attached]
+        snapshots = [Snapshot.decode(value) for _, value in frozen]
+        return (
+            volume,
+            [one for one in attachments if one.volume_id == volume.id],
+            [one for one in snapshots if one.volume_id == volume.id],
+        )
 
     def snapshot(self, volume: str, name: str) -> Snapshot:
         """Return the snapshot `name` of `volume`, which is ready.

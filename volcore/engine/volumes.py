@@ -6,8 +6,9 @@ from volcore.backends.contract import SupportsFlatten, SupportsRevert, VolumeFac
 from volcore.engine import provision
 from volcore.engine.attachments import attachments_of, in_use
 from volcore.engine.changes import change, settle_leftover, snapshots_of
+from volcore.engine.deletions import Deletions
 from volcore.engine.operations import Operations, Work
-from volcore.engine.pool import Pool, drop, now_ns, put, unchanged, volume_lock
+from volcore.engine.pool import Pool, now_ns, put, unchanged, volume_lock
 from volcore.engine.pools import Pools
 from volcore.engine.snapshots import refuse_grouped
 from volcore.engine.views import CreateVolume
@@ -35,9 +36,10 @@ FLATTEN = "flatten"
 class Volumes:
     """Use cases of volumes; every call may be repeated blindly."""
 
-    def __init__(self, pools: Pools, operations: Operations) -> None:
+    def __init__(self, pools: Pools, operations: Operations, deletions: Deletions) -> None:
         self._pools = pools
         self._operations = operations
+        self._deletions = deletions
         operations.resume_with(FLATTEN, self._flatten)
 
     def create(self, pool: str, request: CreateVolume) -> Volume:
@@ -195,49 +197,56 @@ class Volumes:
         assert isinstance(at.backend, SupportsFlatten)
         at.backend.flatten(volume.backend_id, work.progress)
 
-    def delete(self, pool: str, name: str, *, force: bool = False, etag: str = "") -> None:
+    def delete(
+        self, pool: str, name: str, *, force: bool = False, etag: str = ""
+    ) -> Operation | None:
         """Delete a volume; what was made from it keeps working; one that is gone is no error.
+
+        The name is free at return. Returns the operation that frees the space behind that; None
+        when there is nothing left to do. Complexity: two round trips, if it has no snapshots.
 
         Raises:
             PreconditionError: VOLUME_IN_USE, VOLUME_HAS_SNAPSHOTS (unless `force`),
                 SNAPSHOT_IN_GROUP, naming them.
             OperationPendingError: `etag` is given and not the current one.
+            ExhaustedError: TOO_MANY_REQUESTS.
         """
         at = self._pools.open(pool)
         names.check_name(name, field="volume")
         with at.locks.hold([volume_lock(name)]):
-            volume = at.find(Volume, name)
-            if volume is not None and settle_leftover(at, volume.id):
-                volume = at.find(Volume, name)
-            if volume is None or volume.state is not State.READY:
-                return
-            _check_etag(volume, etag)
-            _refuse_in_use(at, volume)
-            snapshots = snapshots_of(at, name, volume.id)
-            for group_id in {s.group_id for s in snapshots if s.group_id}:
-                if settle_leftover(at, group_id):
-                    snapshots = snapshots_of(at, name, volume.id)
-            if snapshots and not force:
-                raise PreconditionError(
-                    f"volume {name!r} has {len(snapshots)} snapshots; delete them first, "
-                    "or use force",
-                    reason=Reason.VOLUME_HAS_SNAPSHOTS,
-                    blockers=[
-                        Blocker("snapshot", f"pools/{pool}/volumes/{name}/snapshots/{s.name}")
-                        for s in snapshots
-                    ],
-                )
-            refuse_grouped(at, snapshots)
-            self._operations.stop(at, volume.id)
-            gone = volume.but(state=State.DELETING)
-            hidden = [s.but(state=State.DELETING) for s in snapshots]
-            begin = [
-                put(gone, volume),
-                *(put(new, old) for new, old in zip(hidden, snapshots, strict=True)),
-            ]
-            end = [drop(gone), *(drop(s) for s in hidden)]
-            with change(at, _intent(at, volume, IntentAction.DELETE_VOLUME), begin=begin, end=end):
-                at.backend.delete(volume.backend_id)
+            try:
+                return self._delete(at, name, force=force, etag=etag)
+            except OperationPendingError:
+                left = at.find(Volume, name)
+                if left is None or not settle_leftover(at, left.id):
+                    raise
+            return self._delete(at, name, force=force, etag=etag)
+
+    def _delete(self, at: Pool, name: str, *, force: bool, etag: str) -> Operation | None:
+        """Delete a volume that no cut-off change holds."""
+        volume, attached, snapshots = at.whole_volume(name)
+        if volume is not None and volume.state is not State.READY:
+            settle_leftover(at, volume.id)
+            volume, attached, snapshots = at.whole_volume(name)
+        if volume is None or volume.state is not State.READY:
+            return None
+        _check_etag(volume, etag)
+        if attached:
+            raise in_use(at, volume, attached)
+        for group_id in {s.group_id for s in snapshots if s.group_id}:
+            if settle_leftover(at, group_id):
+                snapshots = snapshots_of(at, name, volume.id)
+        target = f"pools/{at.name}/volumes/{name}"
+        if snapshots and not force:
+            raise PreconditionError(
+                f"volume {name!r} has {len(snapshots)} snapshots; delete them first, or use force",
+                reason=Reason.VOLUME_HAS_SNAPSHOTS,
+                blockers=[Blocker("snapshot", f"{target}/snapshots/{s.name}") for s in snapshots],
+            )
+        refuse_grouped(at, snapshots)
+        self._operations.stop(at, volume.id)
+        intent = _intent(at, volume, IntentAction.DELETE_VOLUME)
+        return self._deletions.delete(at, intent, target, [volume, *snapshots])
 
     def _settled(self, at: Pool, name: str) -> Volume:
         """Return a ready volume after settling what an earlier call left."""

@@ -352,7 +352,7 @@ class Operation(Record):
 
     id: str
     action: str
-    """`import`, `flatten`, `publish`, `verify` or `scrub`."""
+    """`import`, `flatten`, `publish`, `verify`, `scrub` or `delete`."""
     target: str
     """Resource name that it works on."""
     subject_id: str
@@ -368,6 +368,8 @@ class Operation(Record):
     end_time_ns: int = 0
     check: Check | None = field(default=None, metadata=_LATER)
     """What a verify or scrub was asked and has found."""
+    obstacle: str = field(default="", metadata=_LATER)
+    """Why it cannot go on now; it is tried again by itself."""
     revision: int = 1
 
     @property

@@ -95,6 +95,17 @@ class CatalogContract:
         assert catalog.list(Kind.VOLUME, prefix="zz") == []
         assert len(catalog.list(Kind.VOLUME, prefix="a")) == 6
 
+    def test_gather(self, catalog: Catalog) -> None:
+        """One read of several things finds what several reads find, however many there are."""
+        many = [f"v/{number:04}" for number in range(1100)]
+        catalog.commit([put(key, key.encode()) for key in ["v", "v-1", "w/1", "w/2", *many]])
+        wanted = [(Kind.VOLUME, "v"), (Kind.VOLUME, "x"), (Kind.IMAGE, "v")]
+        below = [(Kind.VOLUME, prefix) for prefix in ("v/", "w/", "x/")] + [(Kind.IMAGE, "v/")]
+        found, rows = catalog.gather(wanted, below)
+        assert found == [b"v", None, None]
+        assert rows[0] == [(key, key.encode()) for key in many]
+        assert rows[1:] == [[("w/1", b"w/1"), ("w/2", b"w/2")], [], []]
+
     def test_list_pages(self, catalog: Catalog) -> None:
         """Pages of any size, each starting after the last key, give every record once."""
         keys = sorted(f"{letter}/{number}" for letter in "ab" for number in range(7))

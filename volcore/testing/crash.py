@@ -113,6 +113,10 @@ class CrashingBackend(VolumeBackend):
         """See `VolumeBackend.delete`."""
         self._change("delete", volume_id)
 
+    def refuse_if_open(self, volume_id: str) -> None:
+        """See `VolumeBackend.refuse_if_open`."""
+        self._inner.refuse_if_open(volume_id)
+
     def resize(self, volume_id: str, size_bytes: int) -> None:
         """See `VolumeBackend.resize`."""
         self._change("resize", volume_id, size_bytes)

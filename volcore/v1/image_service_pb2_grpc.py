@@ -144,9 +144,10 @@ class ImageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteImage(self, request, context):
-        """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds.
+        """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds. When this returns, the name is
+        free; in an rbd pool an operation frees the space behind the answer.
 
-        Errors: ABORTED another call works on the same image.
+        Errors: ABORTED another call works on the same image; RESOURCE_EXHAUSTED too many deletes wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

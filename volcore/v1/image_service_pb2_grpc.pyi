@@ -77,9 +77,10 @@ class ImageServiceStub:
     ABORTED one that does not heal is running, and this one shall.
     """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.DeleteImageRequest, _image_service_pb2.DeleteImageResponse]
-    """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds.
+    """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds. When this returns, the name is
+    free; in an rbd pool an operation frees the space behind the answer.
 
-    Errors: ABORTED another call works on the same image.
+    Errors: ABORTED another call works on the same image; RESOURCE_EXHAUSTED too many deletes wait.
     """
 
 @_typing.type_check_only
@@ -131,9 +132,10 @@ class ImageServiceAsyncStub(ImageServiceStub):
     ABORTED one that does not heal is running, and this one shall.
     """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_service_pb2.DeleteImageRequest, _image_service_pb2.DeleteImageResponse]  # type: ignore[assignment]
-    """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds.
+    """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds. When this returns, the name is
+    free; in an rbd pool an operation frees the space behind the answer.
 
-    Errors: ABORTED another call works on the same image.
+    Errors: ABORTED another call works on the same image; RESOURCE_EXHAUSTED too many deletes wait.
     """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -224,9 +226,10 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_service_pb2.DeleteImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_service_pb2.DeleteImageResponse, _abc.Awaitable[_image_service_pb2.DeleteImageResponse]]:
-        """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds.
+        """Deletes an image. Volumes made from it keep working. Deleting what is gone succeeds. When this returns, the name is
+        free; in an rbd pool an operation frees the space behind the answer.
 
-        Errors: ABORTED another call works on the same image.
+        Errors: ABORTED another call works on the same image; RESOURCE_EXHAUSTED too many deletes wait.
         """
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

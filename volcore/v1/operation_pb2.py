@@ -27,15 +27,15 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from volcore.v1 import check_pb2 as volcore_dot_v1_dot_check__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avolcore/v1/operation.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16volcore/v1/check.proto\"\xcb\x02\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12)\n\x05phase\x18\x04 \x01(\x0e\x32\x1a.volcore.v1.OperationPhase\x12\x12\n\ndone_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\n \x01(\x08\x12 \n\x05\x63heck\x18\x0b \x01(\x0b\x32\x11.volcore.v1.Check*\xc4\x01\n\x0eOperationPhase\x12\x1f\n\x1bOPERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_PHASE_QUEUED\x10\x01\x12\x1b\n\x17OPERATION_PHASE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_PHASE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_PHASE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_PHASE_CANCELLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avolcore/v1/operation.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16volcore/v1/check.proto\"\xdd\x02\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12)\n\x05phase\x18\x04 \x01(\x0e\x32\x1a.volcore.v1.OperationPhase\x12\x12\n\ndone_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\n \x01(\x08\x12 \n\x05\x63heck\x18\x0b \x01(\x0b\x32\x11.volcore.v1.Check\x12\x10\n\x08obstacle\x18\x0c \x01(\t*\xc4\x01\n\x0eOperationPhase\x12\x1f\n\x1bOPERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_PHASE_QUEUED\x10\x01\x12\x1b\n\x17OPERATION_PHASE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_PHASE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_PHASE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_PHASE_CANCELLED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'volcore.v1.operation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONPHASE']._serialized_start=459
-  _globals['_OPERATIONPHASE']._serialized_end=655
+  _globals['_OPERATIONPHASE']._serialized_start=477
+  _globals['_OPERATIONPHASE']._serialized_end=673
   _globals['_OPERATION']._serialized_start=125
-  _globals['_OPERATION']._serialized_end=456
+  _globals['_OPERATION']._serialized_end=474
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ OPERATION_PHASE_FAILED: OperationPhase
 OPERATION_PHASE_CANCELLED: OperationPhase
 
 class Operation(_message.Message):
-    __slots__ = ("name", "action", "target", "phase", "done_bytes", "total_bytes", "error", "create_time", "end_time", "cancel_requested", "check")
+    __slots__ = ("name", "action", "target", "phase", "done_bytes", "total_bytes", "error", "create_time", "end_time", "cancel_requested", "check", "obstacle")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class Operation(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     action: str
     target: str
@@ -50,4 +51,5 @@ class Operation(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     cancel_requested: bool
     check: _check_pb2.Check
-    def __init__(self, name: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., phase: _Optional[_Union[OperationPhase, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cancel_requested: _Optional[bool] = ..., check: _Optional[_Union[_check_pb2.Check, _Mapping]] = ...) -> None: ...
+    obstacle: str
+    def __init__(self, name: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., phase: _Optional[_Union[OperationPhase, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cancel_requested: _Optional[bool] = ..., check: _Optional[_Union[_check_pb2.Check, _Mapping]] = ..., obstacle: _Optional[str] = ...) -> None: ...

@@ -90,7 +90,7 @@ class OperationServiceServicer:
 
     def CancelOperation(self, request, context):
         """Asks an operation to stop. It ends in phase CANCELLED, unless it is too late for that. Cancelling what has ended
-        changes nothing and succeeds.
+        changes nothing and succeeds; so does cancelling a `delete`, which goes on.
 
         Errors: NOT_FOUND no such operation.
         """

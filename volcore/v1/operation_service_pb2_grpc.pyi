@@ -50,7 +50,7 @@ class OperationServiceStub:
     """
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_operation_service_pb2.CancelOperationRequest, _operation_service_pb2.CancelOperationResponse]
     """Asks an operation to stop. It ends in phase CANCELLED, unless it is too late for that. Cancelling what has ended
-    changes nothing and succeeds.
+    changes nothing and succeeds; so does cancelling a `delete`, which goes on.
 
     Errors: NOT_FOUND no such operation.
     """
@@ -77,7 +77,7 @@ class OperationServiceAsyncStub(OperationServiceStub):
     """
     CancelOperation: _aio.UnaryUnaryMultiCallable[_operation_service_pb2.CancelOperationRequest, _operation_service_pb2.CancelOperationResponse]  # type: ignore[assignment]
     """Asks an operation to stop. It ends in phase CANCELLED, unless it is too late for that. Cancelling what has ended
-    changes nothing and succeeds.
+    changes nothing and succeeds; so does cancelling a `delete`, which goes on.
 
     Errors: NOT_FOUND no such operation.
     """
@@ -125,7 +125,7 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operation_service_pb2.CancelOperationResponse, _abc.Awaitable[_operation_service_pb2.CancelOperationResponse]]:
         """Asks an operation to stop. It ends in phase CANCELLED, unless it is too late for that. Cancelling what has ended
-        changes nothing and succeeds.
+        changes nothing and succeeds; so does cancelling a `delete`, which goes on.
 
         Errors: NOT_FOUND no such operation.
         """

@@ -187,10 +187,13 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVolume(self, request, context):
-        """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds.
+        """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+        the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+        space behind the answer, and waits as long as a client has the rbd image open.
 
         Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
-        them); ABORTED the etag is not the current one, or another call works on it.
+        them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
+        wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -93,10 +93,13 @@ class VolumeServiceStub:
     ABORTED one that does not heal is running, and this one shall.
     """
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]
-    """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds.
+    """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+    the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+    space behind the answer, and waits as long as a client has the rbd image open.
 
     Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
-    them); ABORTED the etag is not the current one, or another call works on it.
+    them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
+    wait.
     """
 
 @_typing.type_check_only
@@ -164,10 +167,13 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     ABORTED one that does not heal is running, and this one shall.
     """
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
-    """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds.
+    """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+    the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+    space behind the answer, and waits as long as a client has the rbd image open.
 
     Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
-    them); ABORTED the etag is not the current one, or another call works on it.
+    them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
+    wait.
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -292,10 +298,13 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_service_pb2.DeleteVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_service_pb2.DeleteVolumeResponse, _abc.Awaitable[_volume_service_pb2.DeleteVolumeResponse]]:
-        """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds.
+        """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+        the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+        space behind the answer, and waits as long as a client has the rbd image open.
 
         Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
-        them); ABORTED the etag is not the current one, or another call works on it.
+        them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
+        wait.
         """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

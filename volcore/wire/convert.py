@@ -167,6 +167,7 @@ def operation_message(
         end_time=timestamp(record.end_time_ns) if record.end_time_ns else None,
         cancel_requested=record.cancel_requested,
         check=None if record.check is None else _check_message(record.check),
+        obstacle=record.obstacle,
     )
 
 

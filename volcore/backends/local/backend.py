@@ -130,11 +130,15 @@ class LocalBackend(VolumeBackend):
         """See `VolumeBackend.delete`."""
         with self._database.transaction():
             point = self._volume(volume_id)
-            if any(opened == volume_id for opened, _ in self._open):
-                raise refusals.volume_in_use(volume_id)
+            self.refuse_if_open(volume_id)
             frozen = [layer_id for _, layer_id in self._layers.snapshots(volume_id)]
             self._layers.delete_volume(volume_id)
             self._free(point.layer_id, *frozen)
+
+    def refuse_if_open(self, volume_id: str) -> None:
+        """See `VolumeBackend.refuse_if_open`."""
+        if any(opened == volume_id for opened, _ in list(self._open)):
+            raise refusals.volume_in_use(volume_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
         """See `VolumeBackend.resize`."""

@@ -162,6 +162,11 @@ class RbdBackend(VolumeBackend):
             session.direct.forget(volume_id)
         session.reaper.reap_quietly(entry.image_id)
 
+    def refuse_if_open(self, volume_id: str) -> None:
+        """See `VolumeBackend.refuse_if_open`."""
+        if self._session().handles.has_any_device(volume_id):
+            raise volume_in_use(volume_id)
+
     def resize(self, volume_id: str, size_bytes: int) -> None:
         """See `VolumeBackend.resize`."""
         check_size(size_bytes)

@@ -122,6 +122,11 @@ class Handles:
         slot = self._slots.get(volume_id)
         return slot is not None and slot.devices[snapshot_id] > 0
 
+    def has_any_device(self, volume_id: str) -> bool:
+        """Return whether a device is open on the volume or one of its snapshots."""
+        slot = self._slots.get(volume_id)
+        return slot is not None and slot.devices.total() > 0
+
     @contextmanager
     def _pinned(self, volume_id: str, *, keep: bool) -> Iterator[_Slot]:
         """Lend the volume's slot; `keep` leaves it pinned when the block ends well."""

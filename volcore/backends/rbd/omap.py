@@ -12,7 +12,7 @@ Invariants:
 
 import base64
 import errno
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, Self
 
@@ -83,9 +83,30 @@ class OmapObject:
             after = page[-1][0]
         return found
 
-    def walk(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Yield all rows with `prefix`, a page at a time."""
-        after = ""
+    def gather(
+        self, keys: Sequence[str], prefixes: Sequence[str]
+    ) -> tuple[dict[str, bytes], list[list[tuple[str, bytes]]]]:
+        """Return the values of the keys that are there, and all rows with each prefix.
+
+        Complexity: one request; one more for each prefix that has rows, and for each 1000 of them.
+        """
+        for key in keys:
+            _check_key(key)
+        with translated(f"read {self.name}"), bindings().rados.ReadOpCtx() as op:
+            found, _ = self._ioctx.get_omap_vals_by_keys(op, tuple(keys))
+            pages = [
+                self._ioctx.get_omap_vals(op, "", prefix, _PAGE_ROWS)[0] for prefix in prefixes
+            ]
+            self._ioctx.operate_read_op(op, self.name)
+            values = {key: _decode(stored) for key, stored in found}
+            below = [[(key, _decode(stored)) for key, stored in page] for page in pages]
+        for prefix, rows in zip(prefixes, below, strict=True):
+            if rows:
+                rows += self.walk(prefix, after=rows[-1][0])
+        return values, below
+
+    def walk(self, prefix: str, *, after: str = "") -> Iterator[tuple[str, bytes]]:
+        """Yield all rows with `prefix` and a key > `after`, a page at a time."""
         while page := self._page(prefix, after, _PAGE_ROWS):
             yield from page
             after = page[-1][0]
