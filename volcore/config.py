@@ -71,6 +71,7 @@ class LocalPool:
     name: str
     directory: Path
     merge_rate_bytes: int = 128 * limits.MIB
+    trash_retention_s: float = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,7 @@ class RbdPool:
     connect_timeout_s: float = 10.0
     direct_clone: bool = True
     warm_clones: int = 0
+    trash_retention_s: float = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ class MemoryPool:
     """A pool for tests."""
 
     name: str
+    trash_retention_s: float = 0
 
 
 PoolConfig = LocalPool | RbdPool | MemoryPool

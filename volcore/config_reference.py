@@ -305,6 +305,15 @@ SCRUB: Final[Mapping[str, Key]] = {
         "`false`: only report.",
     ),
 }
+_EVERY_POOL: Final[Mapping[str, Key]] = {
+    "trash_retention_s": Key(
+        "number",
+        number(0, limits.TRASH_RETENTION_S_MAX, whole=False),
+        "0",
+        "Seconds for which deleted volumes can be undeleted, up to a year; their space is not free "
+        "meanwhile. 0: there is no trash. A change holds for what is deleted from then on.",
+    ),
+}
 LOCAL_POOL: Final[Mapping[str, Key]] = {
     "directory": Key("path", path(), "required", "Directory of the pool; made if it is missing."),
     "merge_rate_bytes": Key(
@@ -314,6 +323,7 @@ LOCAL_POOL: Final[Mapping[str, Key]] = {
         "Most bytes a second that are written to merge layers which deletes left behind, 1 MiB to "
         "1 TiB.",
     ),
+    **_EVERY_POOL,
 }
 RBD_POOL: Final[Mapping[str, Key]] = {
     "pool": Key("string", text(empty=False), "required", "Name of the Ceph pool."),
@@ -343,8 +353,9 @@ RBD_POOL: Final[Mapping[str, Key]] = {
         f"write; 0 to {limits.WARM_CLONES_MAX}. How many an image gets follows from what is "
         "deployed. 0: none, and those that exist are deleted.",
     ),
+    **_EVERY_POOL,
 }
-MEMORY_POOL: Final[Mapping[str, Key]] = {}
+MEMORY_POOL: Final[Mapping[str, Key]] = _EVERY_POOL
 BACKENDS: Final[Mapping[str, Mapping[str, Key]]] = {
     "local": LOCAL_POOL,
     "rbd": RBD_POOL,

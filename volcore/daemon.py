@@ -99,8 +99,7 @@ async def _run(config: Config) -> int:
         await api.start()
         await asyncio.to_thread(storage.open)
         await api.open()
-        engine.schedule.start()
-        engine.warm.start()
+        engine.start()
         _log.info("ready", addresses=addresses, nbd=storage.nbd_addresses, pid=os.getpid())
         _notify(config, "READY=1")
         await stop.wait()
@@ -145,7 +144,14 @@ class Storage:
             try:
                 backend, catalog = self._open_pool(pool)
                 warm = pool.warm_clones if isinstance(pool, RbdPool) else 0
-                self._engine.add_pool(pool.name, backend, catalog, exporter, warm_clones_max=warm)
+                self._engine.add_pool(
+                    pool.name,
+                    backend,
+                    catalog,
+                    exporter,
+                    warm_clones_max=warm,
+                    trash_retention_s=pool.trash_retention_s,
+                )
             except VolcoreError as err:
                 failures.append((pool, err))
         if failures:

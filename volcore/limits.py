@@ -99,6 +99,9 @@ DELETE_RETRY_S_MAX: Final = 60.0
 DELETES_KEPT_MAX: Final = 1000
 """Ended deletes that can be looked at, per pool: there may be many more of them in a day."""
 
+TRASH_RETENTION_S_MAX: Final = 366 * 24 * 3600
+"""A trash that keeps for longer is no trash; its space is not free meanwhile."""
+
 # Scrubs.
 SCRUB_INTERVAL_H_DEFAULT: Final = 7 * 24
 SCRUB_RATE_BYTES_DEFAULT: Final = 32 * MIB

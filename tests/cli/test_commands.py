@@ -341,6 +341,34 @@ def test_deletes_are_operations():
         assert as_json(server, "operation", "cancel", operation_id) == ended
 
 
+def test_trash():
+    """Goal: deleted volumes can be seen and had back. Method: each verb, on a pool with a trash."""
+    with running_server('backend = "memory"\ntrash_retention_s = 86400\n') as server:
+        made = as_json(server, "volume", "create", "v", "--size", "8MiB", "--label", "a=b")
+        ok(server, "volume", "delete", "v", "--yes")
+        assert as_json(server, "volume", "list")["items"] == []
+        (gone,) = as_json(server, "volume", "list", "--deleted")["items"]
+        assert (gone["uid"], gone["state"]) == (made["uid"], "DELETED")
+        table = ok(server, "volume", "list", "--deleted")
+        assert made["uid"] in table
+        assert "PURGED" in table
+        assert "1 volumes, for " in ok(server, "pool", "get")
+        refused(server, 5, "VOLUME_NOT_FOUND", "volume", "get", "v")
+        ok(server, "volume", "create", "v", "--size", "4MiB")
+        refused(server, 6, "NAME_TAKEN", "volume", "undelete", "v")
+        back = as_json(server, "volume", "undelete", "v", "--as", "w")
+        assert back["name"].endswith("/volumes/w")
+        assert (back["uid"], back["labels"], back["state"]) == (made["uid"], {"a": "b"}, "READY")
+        ok(server, "volume", "delete", "v", "--purge", "--yes")
+        refused(server, 5, "VOLUME_NOT_FOUND", "volume", "undelete", "v")
+        ok(server, "volume", "delete", "w", "--yes")
+        ok(server, "volume", "delete", "w", "--uid", back["uid"], "--purge", "--yes")
+        assert as_json(server, "volume", "list", "--deleted")["items"] == []
+        refused(server, 5, "VOLUME_NOT_FOUND", "volume", "undelete", "w", "--uid", back["uid"])
+        done = server.volcore("volume", "delete", "v", "w", "--uid", "x", "--yes")
+        assert "--uid is of one volume" in done.stderr
+
+
 def test_tree(server, golden):
     """Goal: what came from what at a glance. Method: a chain, with its source deleted."""
     image, top, clone = fresh("image"), fresh("top"), fresh("clone")

@@ -1,6 +1,7 @@
 """The server dies at every step of every change; the next one leaves all or nothing."""
 
 import contextlib
+import time
 
 import pytest
 
@@ -19,16 +20,18 @@ from volcore.model.records import (
     Snapshot,
     SourceKind,
     State,
+    TrashedVolume,
     Volume,
 )
 from volcore.testing.crash import Crash, CrashingBackend, CrashingCatalog, CrashSwitch
 
 SIZE = 8 * MIB
+DAY_S = 24 * 3600
 
 
 def start(backend, catalog) -> Engine:
     engine = Engine(EngineSettings(server_id="test"))
-    engine.add_pool("p", backend, catalog, None)
+    engine.add_pool("p", backend, catalog, None, trash_retention_s=DAY_S)
     return engine
 
 
@@ -41,7 +44,10 @@ def finished(engine: Engine, switch: CrashSwitch | None = None) -> Engine:
 
 
 def prepare(engine: Engine) -> None:
-    """A volume with a snapshot, an image, and a clone."""
+    """A volume with a snapshot, an image, and a clone; and one in the trash."""
+    engine.volumes.create("p", CreateVolume(name="lost", size_bytes=SIZE))
+    engine.snapshots.create("p", "lost", "s")
+    engine.volumes.delete("p", "lost", force=True)
     engine.volumes.create("p", CreateVolume(name="src", size_bytes=SIZE))
     engine.snapshots.create("p", "src", "s")
     engine.images.publish("p", "gold", "src", "s")
@@ -75,7 +81,10 @@ SCENARIOS = {
     "revert": lambda e: e.volumes.revert("p", "src", "s"),
     "delete snapshot": lambda e: e.snapshots.delete("p", "src", "s"),
     "delete group": lambda e: e.group_snapshots.delete("p", "g"),
-    "delete volume": lambda e: e.volumes.delete("p", "src", force=True),
+    "delete volume": lambda e: e.volumes.delete("p", "src", force=True, purge=True),
+    "trash volume": lambda e: e.volumes.delete("p", "src", force=True),
+    "undelete": lambda e: e.trash.undelete("p", "lost"),
+    "purge": lambda e: e.trash.look(time.time_ns() + 2 * DAY_S * 10**9),
     "delete image": lambda e: e.images.delete("p", "gold"),
 }
 
@@ -91,15 +100,17 @@ def check_whole(engine: Engine) -> None:
     members = {s.key: s.group_id for s in snapshots if s.group_id}
     assert members == {key: g.id for g in groups for key in g.member_keys}
     assert all(operation.finished for operation in pool.list(Operation))
-    expected = {v.backend_id for v in volumes} | {i.backend_volume_id for i in images}
-    assert set(pool.backend.walk()) == expected
-    by_id = {v.id: v for v in volumes}
+    trash = pool.list(TrashedVolume)
+    volumes += [one.volume for one in trash]
+    expected = [v.backend_id for v in volumes] + [i.backend_volume_id for i in images]
+    assert sorted(pool.backend.walk()) == sorted(expected)
     for snapshot in snapshots:
-        assert snapshot.volume_id in by_id
+        assert snapshot.volume_id in {v.id for v in pool.list(Volume)}
+    frozen = [*snapshots, *(s for one in trash for s in one.snapshots)]
     for volume in volumes:
         facts = pool.backend.describe(volume.backend_id)
         assert facts.size_bytes == volume.size_bytes
-        named = {s.backend_id for s in snapshots if s.volume_id == volume.id}
+        named = {s.backend_id for s in frozen if s.volume_id == volume.id}
         assert set(facts.snapshot_ids) == named
 
 

@@ -264,6 +264,8 @@ def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path)
     engine.deletions.close(5)  # what follows the answer is left to the next start
     counts = []
     for name in names:
+        if name == "v2":  # from here on to the trash
+            object.__setattr__(engine.pools.open("p"), "trash_retention_s", 60)
         before = objecter(at)
         engine.volumes.delete("p", name)
         after = objecter(at)
@@ -271,8 +273,9 @@ def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path)
     again = Engine(EngineSettings(server_id="again"))
     again.add_pool("p", backend, catalog, None)
     assert again.deletions.wait(60)
-    assert not list(backend.walk())
+    assert [name[:2] for name in sorted(backend.walk())] == names[2:]
     again.close(5)
     catalog.close()
     backend.close()
-    assert [min(column) for column in zip(*counts, strict=True)] == [1, 1], counts
+    for some in (counts[:2], counts[2:]):
+        assert [min(column) for column in zip(*some, strict=True)] == [1, 1], counts

@@ -182,7 +182,7 @@ def test_flatten_is_an_operation_that_ends(bench):
     operation = bench.engine.volumes.flatten("p", "b")
     ended = bench.engine.operations.wait("p", operation.id, 30)
     assert ended.phase is Phase.SUCCEEDED, ended.error_message
-    assert bench.engine.volumes.facts("p", "b").depth == 0
+    assert bench.engine.volumes.facts("p", bench.engine.volumes.get("p", "b")).depth == 0
     assert read(bench, "b", 6) == b"shared"
     assert bench.engine.operations.cancel("p", operation.id).phase is Phase.SUCCEEDED
 

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from google.protobuf.duration_pb2 import Duration
+
 from volcore.api.calls import request_id
 from volcore.backends.contract import RbdConnection, ShortPath
 from volcore.engine.stock import StockFigures
@@ -37,9 +39,20 @@ def pool_message(view: PoolView) -> pool_pb2.Pool:
         volume_count=view.volume_count,
         image_count=view.image_count,
         health=_health_message(view.health) if view.verify else None,
+        deleted_volume_count=view.deleted_volume_count,
+        trash_retention=_duration(view.trash_retention_s),
         short_path=None if view.short_path is None else _short_path_message(view.short_path),
         warm_clones=_warm_clones_message(view.warm_clones),
     )
+
+
+def _duration(length_s: float) -> Duration | None:
+    """Return the message of a time span, None for none."""
+    if not length_s:
+        return None
+    message = Duration()
+    message.FromNanoseconds(int(length_s * 10**9))
+    return message
 
 
 def _short_path_message(found: ShortPath) -> pool_pb2.PoolShortPath:

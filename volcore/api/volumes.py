@@ -2,6 +2,7 @@
 
 # ruff: noqa: D102, N802 - names and contracts of the methods are those of the .proto
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from volcore import limits
@@ -24,6 +25,7 @@ from volcore.v1 import volume_service_pb2 as pb
 from volcore.v1.volume_service_pb2_grpc import VolumeServiceServicer
 from volcore.wire import convert, filter, names, status
 
+AnyVolume = records.Volume | records.TrashedVolume
 _UPDATABLE: Final = {"labels"}
 _ANSWER_BYTES_MAX: Final = limits.MESSAGE_BYTES_MAX // 2
 """What labels may take in the answer of one deployment; the other half is for the rest."""
@@ -90,11 +92,14 @@ class VolumeServicer(VolumeServiceServicer):
         wanted = filter.parse_filter(request.filter)
         full = _is_full(request.view)
 
-        def fetch(pool: str, after: str, limit: int) -> list[records.Volume]:
-            chosen = None if wanted is None else lambda volume: wanted(pool, volume)
-            return self._engine.volumes.list(pool, after=after, limit=limit, wanted=chosen)
+        volumes = self._engine.volumes
+        records_of = volumes.list_with_deleted if request.show_deleted else volumes.list
 
-        def message(pool: str, record: records.Volume) -> volume_pb2.Volume | None:
+        def fetch(pool: str, after: str, limit: int) -> Sequence[AnyVolume]:
+            chosen = None if wanted is None else lambda volume: wanted(pool, volume)
+            return records_of(pool, after=after, limit=limit, wanted=chosen)
+
+        def message(pool: str, record: AnyVolume) -> volume_pb2.Volume | None:
             try:
                 return self._message(pool, record, full=full)
             except NotFoundError:
@@ -180,14 +185,30 @@ class VolumeServicer(VolumeServiceServicer):
             name.volume,
             force=request.force,
             etag=request.etag,
+            uid=request.uid,
+            purge=request.purge,
         )
         return pb.DeleteVolumeResponse()
 
-    def _message(self, pool: str, record: records.Volume, *, full: bool) -> volume_pb2.Volume:
+    async def UndeleteVolume(
+        self, request: pb.UndeleteVolumeRequest, context: Any
+    ) -> pb.UndeleteVolumeResponse:
+        name = names.parse_volume(request.name, field="name")
+        volume = await self._run(
+            self._engine.trash.undelete,
+            name.pool,
+            name.volume,
+            uid=request.uid,
+            new_name=request.volume_id,
+        )
+        return pb.UndeleteVolumeResponse(volume=convert.volume_message(name.pool, volume))
+
+    def _message(self, pool: str, record: AnyVolume, *, full: bool) -> volume_pb2.Volume:
         """Return the message of a volume; FULL asks the storage, so only in a thread."""
         if not full:
             return convert.volume_message(pool, record)
-        facts = self._engine.volumes.facts(pool, record.name)
+        volume = record.volume if isinstance(record, records.TrashedVolume) else record
+        facts = self._engine.volumes.facts(pool, volume)
         return convert.volume_message(
             pool,
             record,

@@ -15,8 +15,6 @@ Invariants every backend keeps (docs/invariants.md):
 3. INV-BE-3 (must): bytes that cannot be proven right are an IntegrityError, never data, where the
    backend keeps checksums.
 4. INV-BE-4 (should): space that nothing refers to any more is freed, whatever the order of deletes.
-
-Why so long: it is what the author of a backend reads, from top to bottom.
 """
 
 from abc import ABC, abstractmethod

@@ -33,6 +33,7 @@ DETAILS: Columns = [
     ("SNAPSHOTS AT MOST", lambda pool: f"{pool.capabilities.snapshots_max} per volume"),
     ("DAMAGED BLOCKS", lambda pool: _damaged(pool)),
     ("LAST SCRUB", lambda pool: _last_scrub(pool)),
+    ("TRASH", lambda pool: _trash(pool)),
     ("SHORT CLONES", lambda pool: _short_path(pool)),
     ("WARM CLONES", lambda pool: _warm_clones(pool)),
 ]
@@ -89,6 +90,14 @@ def _last_scrub(pool: "Pool") -> str:
     when = format_time(health.last_scrub_time.ToDatetime(UTC))
     spent = format_duration(health.last_scrub_duration.ToNanoseconds() / 1e9)
     return f"{when}, {format_bytes(health.last_scrub_checked_bytes)} in {spent}"
+
+
+def _trash(pool: "Pool") -> str:
+    """Return how many volumes are in the trash, and how long they stay there."""
+    count = pool.deleted_volume_count
+    if not pool.HasField("trash_retention"):
+        return f"off, {count} volumes left" if count else "off"
+    return f"{count} volumes, for {format_duration(pool.trash_retention.ToNanoseconds() / 1e9)}"
 
 
 def _short_path(pool: "Pool") -> str:

@@ -1,5 +1,6 @@
 """`volcore volume`: the disks."""
 
+from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,7 +34,7 @@ from volcore.cli.session import (
     labels,
     size,
 )
-from volcore.cli.units import format_bytes, parse_size
+from volcore.cli.units import format_bytes, format_time, parse_size
 from volcore.errors import InvalidArgumentError, Reason, VolcoreError
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ DETAILS: Columns = [
     ("BACKEND NAME", lambda volume: volume.backend_name),
     ("ETAG", lambda volume: volume.etag),
 ]
+
+DELETED: Columns = [
+    *COLUMNS[:2],
+    ("UID", lambda volume: volume.uid),
+    ("DELETED", lambda volume: format_time(volume.delete_time.ToDatetime(UTC))),
+    ("PURGED", lambda volume: format_time(volume.purge_time.ToDatetime(UTC))),
+    COLUMNS[-1],
+]
+UidOption = Annotated[str, typer.Option("--uid", help="Only the volume with this uid.")]
 
 
 @app.command("create")
@@ -171,6 +181,7 @@ def list_volumes(
     figures: Annotated[
         bool, typer.Option(help="Ask the storage for allocated and exclusive bytes: slow on rbd.")
     ] = True,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Only those in the trash.")] = False,
     pool: PoolOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -180,6 +191,15 @@ def list_volumes(
     deleting it with its snapshots would free.
     """
     with connect(context, pool) as session:
+        if deleted:
+            found = session.client.list_volumes(
+                session.parent(all_pools=source is None),
+                filter=_filter(session, source, label or []),
+                show_deleted=True,
+            )
+            in_trash = (volume for volume in found if volume.HasField("delete_time"))
+            show_list(in_trash, output, "Volume", DELETED)
+            return
         found = session.client.list_volumes(
             session.parent(all_pools=source is None),
             filter=_filter(session, source, label or []),
@@ -292,16 +312,47 @@ def delete(
     context: typer.Context,
     volumes: Annotated[list[str], typer.Argument(metavar="VOLUME...", help="Names.")],
     force: Annotated[bool, typer.Option("--force", help="Delete the snapshots too.")] = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="For good, past the trash; with --uid also from there.")
+    ] = False,
+    uid: UidOption = "",
     pool: PoolOption = None,
     yes: YesOption = False,
 ) -> None:
-    """Delete volumes; what was made from them keeps working."""
+    """Delete volumes; what was made from them keeps working.
+
+    Where the pool has a trash, they stay there for a while: see `undelete`, and `list --deleted`.
+    """
+    if uid and len(volumes) > 1:
+        raise InvalidArgumentError(
+            "--uid is of one volume; name just that", reason=Reason.BAD_FIELD, field="uid"
+        )
     what = f"volume {volumes[0]}" if len(volumes) == 1 else f"{len(volumes)} volumes"
-    confirm(f"Delete {what}{' with all snapshots' if force else ''}?", yes=yes)
+    confirm(
+        f"Delete {what}{' with all snapshots' if force else ''}{' for good' if purge else ''}?",
+        yes=yes,
+    )
     with connect(context, pool) as session:
         for volume in volumes:
-            session.client.delete_volume(session.volume(volume), force=force)
+            session.client.delete_volume(session.volume(volume), force=force, uid=uid, purge=purge)
             say(f"deleted volume {volume}")
+
+
+@app.command("undelete")
+def undelete(
+    context: typer.Context,
+    volume: VolumeArgument,
+    uid: UidOption = "",
+    new_name: Annotated[
+        str, typer.Option("--as", metavar="NAME", help="Its new name. Default: the old one.")
+    ] = "",
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Bring a volume back from the trash with its snapshots; the latest of its name."""
+    with connect(context, pool) as session:
+        back = session.client.undelete_volume(session.volume(volume), uid=uid, volume_id=new_name)
+        show_one(back, output, "Volume", COLUMNS)
 
 
 @app.command("tree")

@@ -155,13 +155,21 @@ def list_volumes(
     filter: str = "",
     view: volume_v1.VolumeView = volume_v1.VOLUME_VIEW_BASIC,
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> Listing[volume_v1.Volume]:
-    """List volumes of `pools/p`, or of all pools (`pools/-`), in the order of their names."""
+    """List volumes of `pools/p`, or of all pools (`pools/-`), in the order of their names.
+
+    With `show_deleted` also those in the trash.
+    """
     return Listing(
         service="VolumeService",
         rpc="ListVolumes",
         request=volumes.ListVolumesRequest(
-            parent=parent, filter=filter, view=view, page_size=_int32(page_size, "page_size")
+            parent=parent,
+            filter=filter,
+            view=view,
+            page_size=_int32(page_size, "page_size"),
+            show_deleted=show_deleted,
         ),
         items=lambda r: r.volumes,
     )

@@ -102,6 +102,7 @@ class Client:
     flatten_volume = _unary(calls.flatten_volume)
     verify_volume = _unary(checks.verify_volume)
     delete_volume = _unary(deletes.delete_volume)
+    undelete_volume = _unary(deletes.undelete_volume)
     create_snapshot = _unary(calls.create_snapshot)
     get_snapshot = _unary(calls.get_snapshot)
     list_snapshots = _paged(calls.list_snapshots)

@@ -29,7 +29,15 @@ from volcore.errors import (
 from volcore.images.reread import SourceBlocks
 from volcore.model import names
 from volcore.model.checks import FINDINGS_MAX, Check, Finding, same, without
-from volcore.model.records import Health, Image, Operation, Snapshot, State, Volume
+from volcore.model.records import (
+    Health,
+    Image,
+    Operation,
+    Snapshot,
+    State,
+    TrashedVolume,
+    Volume,
+)
 
 VERIFY: Final = "verify"
 SCRUB: Final = "scrub"
@@ -254,6 +262,12 @@ def _all_names(at: Pool) -> dict[tuple[str, str | None], str]:
     for snapshot in at.list(Snapshot):
         name = f"{pool}/volumes/{snapshot.volume}/snapshots/{snapshot.name}"
         found[snapshot.backend_volume_id, snapshot.backend_id] = name
+    for trashed in at.list(TrashedVolume):
+        name = f"{pool}/volumes/{trashed.volume.name}"
+        found[trashed.volume.backend_id, None] = name
+        for snapshot in trashed.snapshots:
+            point = snapshot.backend_volume_id, snapshot.backend_id
+            found[point] = f"{name}/snapshots/{snapshot.name}"
     for image in at.list(Image):
         for snapshot_id in (None, image.backend_snapshot_id):
             found[image.backend_volume_id, snapshot_id] = f"{pool}/images/{image.name}"

@@ -18,6 +18,7 @@ from volcore.engine.pools import Pools
 from volcore.engine.schedule import Schedule, ScrubSettings
 from volcore.engine.snapshots import Snapshots
 from volcore.engine.stock import Stock
+from volcore.engine.trash import Trash
 from volcore.engine.volumes import Volumes
 from volcore.engine.warm import Keeper, load
 from volcore.errors import PreconditionError
@@ -44,7 +45,8 @@ class Engine:
         self.pools = Pools()
         self.operations = Operations(self.pools, worker_threads=settings.worker_threads)
         self.deletions = Deletions(self.operations)
-        self.volumes = Volumes(self.pools, self.operations, self.deletions)
+        self.trash = Trash(self.pools, self.deletions)
+        self.volumes = Volumes(self.pools, self.operations, self.deletions, self.trash)
         self.snapshots = Snapshots(self.pools)
         self.group_snapshots = GroupSnapshots(self.pools)
         self.images = Images(self.pools, self.operations, self.deletions, settings.images)
@@ -61,6 +63,7 @@ class Engine:
         exporter: Exporter | None,
         *,
         warm_clones_max: int = 0,
+        trash_retention_s: float = 0,
     ) -> None:
         """Recover a pool whose backend is open, and serve it.
 
@@ -68,17 +71,32 @@ class Engine:
             VolcoreError: recovery did not succeed; the pool is not served.
         """
         stock = Stock(warm_clones_max, on_work=self.warm.wake)
-        pool = Pool(name, backend, catalog, exporter, self._server_id, stock=stock)
+        pool = Pool(
+            name,
+            backend,
+            catalog,
+            exporter,
+            self._server_id,
+            trash_retention_s=trash_retention_s,
+            stock=stock,
+        )
         recover(pool)
         load(pool)
         republish(pool)
         self.pools.add(pool)
         self.operations.recover(pool)
 
+    def start(self) -> None:
+        """Begin what goes on by itself: scrubs, purges of the trash, the stock; once."""
+        self.schedule.start()
+        self.trash.start()
+        self.warm.start()
+
     def close(self, timeout_s: float) -> None:
         """Interrupt background work so that it goes on at the next start; pools stay open."""
         self.warm.close()
         self.schedule.close()
+        self.trash.close(timeout_s)
         self.deletions.close(timeout_s)
         self.operations.close(timeout_s)
 

@@ -76,6 +76,8 @@ class Pool:
     catalog: Catalog
     exporter: Exporter | None
     server_id: str
+    trash_retention_s: float = 0
+    """How long deleted volumes stay in the trash; 0: there is none."""
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     stock: Stock = field(default_factory=Stock)
     """Warm clones; none unless the configuration says so."""

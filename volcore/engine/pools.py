@@ -11,7 +11,7 @@ from volcore.backends.verifying import SupportsVerify
 from volcore.engine.pool import Pool
 from volcore.engine.views import PoolView
 from volcore.errors import NotFoundError, Reason
-from volcore.model.records import Health, Image, State, Volume
+from volcore.model.records import Health, Image, State, TrashedVolume, Volume
 
 
 class Pools:
@@ -55,6 +55,7 @@ class Pools:
         pool = self.open(name)
         backend = pool.backend
         volumes = pool.list(Volume, wanted=lambda v: v.state is State.READY)
+        deleted = pool.list(TrashedVolume)
         return PoolView(
             name=name,
             caps=backend.caps,
@@ -63,7 +64,11 @@ class Pools:
             group_snapshot=isinstance(backend, SupportsGroupSnapshot),
             connection="rbd" if isinstance(backend, SupportsDirectAttach) else "nbd",
             stats=backend.stats(),
-            provisioned_bytes=sum(volume.size_bytes for volume in volumes),
+            provisioned_bytes=sum(
+                volume.size_bytes for volume in (*volumes, *(one.volume for one in deleted))
+            ),
+            deleted_volume_count=len(deleted),
+            trash_retention_s=pool.trash_retention_s,
             volume_count=len(volumes),
             image_count=len(pool.list(Image, wanted=lambda i: i.state is State.READY)),
             verify=isinstance(backend, SupportsVerify),

@@ -70,6 +70,10 @@ class PoolView:
     """`nbd` or `rbd`."""
     stats: PoolStats
     provisioned_bytes: int
+    """Of the volumes, those in the trash included."""
+    deleted_volume_count: int
+    """Volumes in the trash."""
+    trash_retention_s: float
     volume_count: int
     image_count: int
     verify: bool

@@ -1,6 +1,7 @@
 """Volumes: create, deploy, look, grow, revert, flatten, delete."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from volcore.backends.contract import SupportsFlatten, SupportsRevert, VolumeFacts
 from volcore.engine import provision
@@ -11,6 +12,7 @@ from volcore.engine.operations import Operations, Work
 from volcore.engine.pool import Pool, now_ns, put, unchanged, volume_lock
 from volcore.engine.pools import Pools
 from volcore.engine.snapshots import refuse_grouped
+from volcore.engine.trash import Trash
 from volcore.engine.views import CreateVolume
 from volcore.errors import (
     Blocker,
@@ -26,7 +28,9 @@ from volcore.model.records import (
     Intent,
     IntentAction,
     Operation,
+    Snapshot,
     State,
+    TrashedVolume,
     Volume,
 )
 
@@ -36,10 +40,13 @@ FLATTEN = "flatten"
 class Volumes:
     """Use cases of volumes; every call may be repeated blindly."""
 
-    def __init__(self, pools: Pools, operations: Operations, deletions: Deletions) -> None:
+    def __init__(
+        self, pools: Pools, operations: Operations, deletions: Deletions, trash: Trash
+    ) -> None:
         self._pools = pools
         self._operations = operations
         self._deletions = deletions
+        self._trash = trash
         operations.resume_with(FLATTEN, self._flatten)
 
     def create(self, pool: str, request: CreateVolume) -> Volume:
@@ -85,10 +92,13 @@ class Volumes:
         """
         return self._pools.open(pool).volume(names.check_name(name, field="volume"))
 
-    def facts(self, pool: str, name: str) -> VolumeFacts:
-        """Return what the backend knows about a volume; asks the storage."""
-        at = self._pools.open(pool)
-        return at.backend.describe(at.volume(name).backend_id)
+    def facts(self, pool: str, volume: Volume) -> VolumeFacts:
+        """Return what the backend knows about a volume, also one in the trash; asks the storage.
+
+        Raises:
+            NotFoundError: OBJECT_NOT_FOUND, it has been deleted meanwhile.
+        """
+        return self._pools.open(pool).backend.describe(volume.backend_id)
 
     def list(
         self,
@@ -105,6 +115,23 @@ class Volumes:
             limit=limit,
             wanted=lambda v: v.state is State.READY and (wanted is None or wanted(v)),
         )
+
+    def list_with_deleted(
+        self,
+        pool: str,
+        *,
+        after: str = "",
+        limit: int,
+        wanted: Callable[[Volume], bool] | None = None,
+    ) -> Sequence[Volume | TrashedVolume]:
+        """Return like `list`, but also what is in the trash, behind the volume of the same name.
+
+        In the order of keys: names, and `name/id` in the trash.
+        """
+        shown = self.list(pool, after=after, limit=limit, wanted=wanted)
+        deleted = self._trash.list(pool, after=after, limit=limit, wanted=wanted)
+        both: Sequence[Volume | TrashedVolume] = [*shown, *deleted]
+        return sorted(both, key=lambda one: one.key)[:limit]
 
     def update_labels(
         self, pool: str, name: str, labels: dict[str, str], *, etag: str = ""
@@ -198,9 +225,19 @@ class Volumes:
         at.backend.flatten(volume.backend_id, work.progress)
 
     def delete(
-        self, pool: str, name: str, *, force: bool = False, etag: str = ""
+        self,
+        pool: str,
+        name: str,
+        *,
+        force: bool = False,
+        etag: str = "",
+        uid: str = "",
+        purge: bool = False,
     ) -> Operation | None:
         """Delete a volume; what was made from it keeps working; one that is gone is no error.
+
+        Where the pool has a trash, it goes there, unless `purge`. With `uid`, only the volume with
+        that id is deleted; with both, also one that is in the trash.
 
         The name is free at return. Returns the operation that frees the space behind that; None
         when there is nothing left to do. Complexity: two round trips, if it has no snapshots.
@@ -214,21 +251,40 @@ class Volumes:
         at = self._pools.open(pool)
         names.check_name(name, field="volume")
         with at.locks.hold([volume_lock(name)]):
+            attempt = partial(self._delete, at, name, force=force, etag=etag, uid=uid, purge=purge)
             try:
-                return self._delete(at, name, force=force, etag=etag)
+                return attempt()
             except OperationPendingError:
                 left = at.find(Volume, name)
                 if left is None or not settle_leftover(at, left.id):
                     raise
-            return self._delete(at, name, force=force, etag=etag)
+            return attempt()
 
-    def _delete(self, at: Pool, name: str, *, force: bool, etag: str) -> Operation | None:
+    def _delete(
+        self, at: Pool, name: str, *, force: bool, etag: str, uid: str, purge: bool
+    ) -> Operation | None:
         """Delete a volume that no cut-off change holds."""
+        found = self._deletable(at, name, force=force, etag=etag, uid=uid)
+        if found is None:
+            return self._trash.purge(at, name, uid) if uid and purge else None
+        volume, snapshots = found
+        self._operations.stop(at, volume.id)
+        if at.trash_retention_s and not purge:
+            self._trash.put(at, volume, snapshots)
+            return None
+        intent = _intent(at, volume, IntentAction.DELETE_VOLUME)
+        target = f"pools/{at.name}/volumes/{name}"
+        return self._deletions.delete(at, intent, target, [volume, *snapshots])
+
+    def _deletable(
+        self, at: Pool, name: str, *, force: bool, etag: str, uid: str
+    ) -> tuple[Volume, Sequence[Snapshot]] | None:
+        """Return a volume that may be deleted, with its snapshots; None if it is gone."""
         volume, attached, snapshots = at.whole_volume(name)
         if volume is not None and volume.state is not State.READY:
             settle_leftover(at, volume.id)
             volume, attached, snapshots = at.whole_volume(name)
-        if volume is None or volume.state is not State.READY:
+        if volume is None or volume.state is not State.READY or uid not in {"", volume.id}:
             return None
         _check_etag(volume, etag)
         if attached:
@@ -244,9 +300,7 @@ class Volumes:
                 blockers=[Blocker("snapshot", f"{target}/snapshots/{s.name}") for s in snapshots],
             )
         refuse_grouped(at, snapshots)
-        self._operations.stop(at, volume.id)
-        intent = _intent(at, volume, IntentAction.DELETE_VOLUME)
-        return self._deletions.delete(at, intent, target, [volume, *snapshots])
+        return volume, snapshots
 
     def _settled(self, at: Pool, name: str) -> Volume:
         """Return a ready volume after settling what an earlier call left."""

@@ -38,6 +38,8 @@ class Kind(StrEnum):
     """key: operation id."""
     INTENT = "intent"
     """key: intent id."""
+    TRASH = "trash"
+    """key: volume name / volume id."""
     HEALTH = "health"
     """key: `pool`; there is one."""
     WARM_CLONE = "warm_clone"
@@ -194,6 +196,8 @@ class Volume(Record):
     create_time_ns: int
     request_size_bytes: int = 0
     """Size that the creating call asked for (0: the source's); a repeat is compared with it."""
+    undeleted_from: str = field(default="", metadata=_LATER)
+    """Name that it had in the trash, if it came back from there."""
     revision: int = 1
 
     @property
@@ -227,6 +231,25 @@ class Snapshot(Record):
     def key(self) -> str:
         """Key of this record within its kind."""
         return f"{self.volume}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrashedVolume(Record):
+    """A deleted volume that can come back; it keeps the whole volume, nothing else does."""
+
+    KIND: ClassVar[Kind] = Kind.TRASH
+
+    volume: Volume
+    """As it was; its name may belong to another volume now."""
+    snapshots: tuple[Snapshot, ...] = ()
+    delete_time_ns: int
+    purge_time_ns: int
+    """When it is purged."""
+
+    @property
+    def key(self) -> str:
+        """Key of this record within its kind."""
+        return f"{self.volume.name}/{self.volume.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,6 +163,7 @@ class ApiSanity(HostsSanity):
                 lambda: client.create_volume(f"{unknown}/volumes/v", size_bytes=SIZE),
             ),
             (Reason.VOLUME_NOT_FOUND, lambda: client.get_volume(gone)),
+            (Reason.VOLUME_NOT_FOUND, lambda: client.undelete_volume(gone)),
             (Reason.VOLUME_NOT_FOUND, lambda: client.attach_volume(gone, "h")),
             (Reason.VOLUME_NOT_FOUND, lambda: list(client.list_snapshots(gone))),
             (Reason.SNAPSHOT_NOT_FOUND, lambda: client.get_snapshot(f"{gone}/snapshots/s")),

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from volcore.v1 import check_pb2 as volcore_dot_v1_dot_check__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15volcore/v1/pool.proto\x12\nvolcore.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16volcore/v1/check.proto\"\xf1\x02\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x32\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x1c.volcore.v1.PoolCapabilities\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x05 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\x06 \x01(\x03\x12\x19\n\x11provisioned_bytes\x18\x07 \x01(\x03\x12\x14\n\x0cvolume_count\x18\x08 \x01(\x03\x12\x13\n\x0bimage_count\x18\t \x01(\x03\x12&\n\x06health\x18\n \x01(\x0b\x32\x16.volcore.v1.PoolHealth\x12-\n\nshort_path\x18\x0b \x01(\x0b\x32\x19.volcore.v1.PoolShortPath\x12/\n\x0bwarm_clones\x18\x0c \x01(\x0b\x32\x1a.volcore.v1.PoolWarmClones\"N\n\x0ePoolWarmClones\x12\x13\n\x0bready_count\x18\x01 \x01(\x05\x12\x14\n\x0ctarget_count\x18\x02 \x01(\x05\x12\x11\n\tcount_max\x18\x03 \x01(\x05\"\xb2\x01\n\rPoolShortPath\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.volcore.v1.PoolShortPath.State\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tSTATE_OFF\x10\x01\x12\x11\n\rSTATE_PROVING\x10\x02\x12\x0c\n\x08STATE_ON\x10\x03\x12\x11\n\rSTATE_REFUSED\x10\x04\"\xe3\x01\n\nPoolHealth\x12\x1b\n\x13\x64\x61maged_block_count\x18\x01 \x01(\x03\x12)\n\x06\x64\x61mage\x18\x02 \x03(\x0b\x32\x19.volcore.v1.DamagedBlocks\x12\x33\n\x0flast_scrub_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x13last_scrub_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x18last_scrub_checked_bytes\x18\x05 \x01(\x03\"\xc6\x01\n\x10PoolCapabilities\x12\x18\n\x10\x62lock_size_bytes\x18\x01 \x01(\x05\x12\x11\n\tdepth_max\x18\x02 \x01(\x05\x12\x15\n\rsnapshots_max\x18\x03 \x01(\x05\x12\x11\n\tchecksums\x18\x04 \x01(\x08\x12\x0f\n\x07\x66latten\x18\x05 \x01(\x08\x12\x0e\n\x06revert\x18\x06 \x01(\x08\x12\x12\n\nconnection\x18\x07 \x01(\t\x12\x16\n\x0egroup_snapshot\x18\x08 \x01(\x08\x12\x0e\n\x06verify\x18\t \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15volcore/v1/pool.proto\x12\nvolcore.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16volcore/v1/check.proto\"\xc3\x03\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x32\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x1c.volcore.v1.PoolCapabilities\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x05 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\x06 \x01(\x03\x12\x19\n\x11provisioned_bytes\x18\x07 \x01(\x03\x12\x14\n\x0cvolume_count\x18\x08 \x01(\x03\x12\x13\n\x0bimage_count\x18\t \x01(\x03\x12&\n\x06health\x18\n \x01(\x0b\x32\x16.volcore.v1.PoolHealth\x12-\n\nshort_path\x18\x0b \x01(\x0b\x32\x19.volcore.v1.PoolShortPath\x12/\n\x0bwarm_clones\x18\x0c \x01(\x0b\x32\x1a.volcore.v1.PoolWarmClones\x12\x1c\n\x14\x64\x65leted_volume_count\x18\r \x01(\x03\x12\x32\n\x0ftrash_retention\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\"N\n\x0ePoolWarmClones\x12\x13\n\x0bready_count\x18\x01 \x01(\x05\x12\x14\n\x0ctarget_count\x18\x02 \x01(\x05\x12\x11\n\tcount_max\x18\x03 \x01(\x05\"\xb2\x01\n\rPoolShortPath\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.volcore.v1.PoolShortPath.State\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tSTATE_OFF\x10\x01\x12\x11\n\rSTATE_PROVING\x10\x02\x12\x0c\n\x08STATE_ON\x10\x03\x12\x11\n\rSTATE_REFUSED\x10\x04\"\xe3\x01\n\nPoolHealth\x12\x1b\n\x13\x64\x61maged_block_count\x18\x01 \x01(\x03\x12)\n\x06\x64\x61mage\x18\x02 \x03(\x0b\x32\x19.volcore.v1.DamagedBlocks\x12\x33\n\x0flast_scrub_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x13last_scrub_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x18last_scrub_checked_bytes\x18\x05 \x01(\x03\"\xc6\x01\n\x10PoolCapabilities\x12\x18\n\x10\x62lock_size_bytes\x18\x01 \x01(\x05\x12\x11\n\tdepth_max\x18\x02 \x01(\x05\x12\x15\n\rsnapshots_max\x18\x03 \x01(\x05\x12\x11\n\tchecksums\x18\x04 \x01(\x08\x12\x0f\n\x07\x66latten\x18\x05 \x01(\x08\x12\x0e\n\x06revert\x18\x06 \x01(\x08\x12\x12\n\nconnection\x18\x07 \x01(\t\x12\x16\n\x0egroup_snapshot\x18\x08 \x01(\x08\x12\x0e\n\x06verify\x18\t \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'volcore.v1.pool_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POOL']._serialized_start=127
-  _globals['_POOL']._serialized_end=496
-  _globals['_POOLWARMCLONES']._serialized_start=498
-  _globals['_POOLWARMCLONES']._serialized_end=576
-  _globals['_POOLSHORTPATH']._serialized_start=579
-  _globals['_POOLSHORTPATH']._serialized_end=757
-  _globals['_POOLSHORTPATH_STATE']._serialized_start=660
-  _globals['_POOLSHORTPATH_STATE']._serialized_end=757
-  _globals['_POOLHEALTH']._serialized_start=760
-  _globals['_POOLHEALTH']._serialized_end=987
-  _globals['_POOLCAPABILITIES']._serialized_start=990
-  _globals['_POOLCAPABILITIES']._serialized_end=1188
+  _globals['_POOL']._serialized_end=578
+  _globals['_POOLWARMCLONES']._serialized_start=580
+  _globals['_POOLWARMCLONES']._serialized_end=658
+  _globals['_POOLSHORTPATH']._serialized_start=661
+  _globals['_POOLSHORTPATH']._serialized_end=839
+  _globals['_POOLSHORTPATH_STATE']._serialized_start=742
+  _globals['_POOLSHORTPATH_STATE']._serialized_end=839
+  _globals['_POOLHEALTH']._serialized_start=842
+  _globals['_POOLHEALTH']._serialized_end=1069
+  _globals['_POOLCAPABILITIES']._serialized_start=1072
+  _globals['_POOLCAPABILITIES']._serialized_end=1270
 # @@protoc_insertion_point(module_scope)

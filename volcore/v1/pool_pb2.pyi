@@ -13,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Pool(_message.Message):
-    __slots__ = ("name", "backend", "capabilities", "capacity_bytes", "available_bytes", "allocated_bytes", "provisioned_bytes", "volume_count", "image_count", "health", "short_path", "warm_clones")
+    __slots__ = ("name", "backend", "capabilities", "capacity_bytes", "available_bytes", "allocated_bytes", "provisioned_bytes", "volume_count", "image_count", "health", "short_path", "warm_clones", "deleted_volume_count", "trash_retention")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class Pool(_message.Message):
     HEALTH_FIELD_NUMBER: _ClassVar[int]
     SHORT_PATH_FIELD_NUMBER: _ClassVar[int]
     WARM_CLONES_FIELD_NUMBER: _ClassVar[int]
+    DELETED_VOLUME_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TRASH_RETENTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     backend: str
     capabilities: PoolCapabilities
@@ -38,7 +40,9 @@ class Pool(_message.Message):
     health: PoolHealth
     short_path: PoolShortPath
     warm_clones: PoolWarmClones
-    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., capabilities: _Optional[_Union[PoolCapabilities, _Mapping]] = ..., capacity_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., provisioned_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., image_count: _Optional[int] = ..., health: _Optional[_Union[PoolHealth, _Mapping]] = ..., short_path: _Optional[_Union[PoolShortPath, _Mapping]] = ..., warm_clones: _Optional[_Union[PoolWarmClones, _Mapping]] = ...) -> None: ...
+    deleted_volume_count: int
+    trash_retention: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., capabilities: _Optional[_Union[PoolCapabilities, _Mapping]] = ..., capacity_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., provisioned_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., image_count: _Optional[int] = ..., health: _Optional[_Union[PoolHealth, _Mapping]] = ..., short_path: _Optional[_Union[PoolShortPath, _Mapping]] = ..., warm_clones: _Optional[_Union[PoolWarmClones, _Mapping]] = ..., deleted_volume_count: _Optional[int] = ..., trash_retention: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class PoolWarmClones(_message.Message):
     __slots__ = ("ready_count", "target_count", "count_max")

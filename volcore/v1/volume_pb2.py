@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17volcore/v1/volume.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x03\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12(\n\x06source\x18\x04 \x01(\x0b\x32\x18.volcore.v1.VolumeSource\x12.\n\x06labels\x18\x05 \x03(\x0b\x32\x1e.volcore.v1.Volume.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12&\n\x05state\x18\x08 \x01(\x0e\x32\x17.volcore.v1.VolumeState\x12\x17\n\x0f\x61llocated_bytes\x18\t \x01(\x03\x12\r\n\x05\x64\x65pth\x18\n \x01(\x05\x12\x14\n\x0c\x62\x61\x63kend_name\x18\x0b \x01(\t\x12\x1c\n\x0f\x65xclusive_bytes\x18\x0c \x01(\x03H\x00\x88\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_exclusive_bytes\"O\n\x0cVolumeSource\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.volcore.v1.SourceKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t*r\n\nSourceKind\x12\x1b\n\x17SOURCE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SOURCE_KIND_IMAGE\x10\x01\x12\x18\n\x14SOURCE_KIND_SNAPSHOT\x10\x02\x12\x16\n\x12SOURCE_KIND_VOLUME\x10\x03*C\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12VOLUME_STATE_READY\x10\x01*V\n\nVolumeView\x12\x1b\n\x17VOLUME_VIEW_UNSPECIFIED\x10\x00\x12\x15\n\x11VOLUME_VIEW_BASIC\x10\x01\x12\x14\n\x10VOLUME_VIEW_FULL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17volcore/v1/volume.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x03\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12(\n\x06source\x18\x04 \x01(\x0b\x32\x18.volcore.v1.VolumeSource\x12.\n\x06labels\x18\x05 \x03(\x0b\x32\x1e.volcore.v1.Volume.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12&\n\x05state\x18\x08 \x01(\x0e\x32\x17.volcore.v1.VolumeState\x12\x17\n\x0f\x61llocated_bytes\x18\t \x01(\x03\x12\r\n\x05\x64\x65pth\x18\n \x01(\x05\x12\x14\n\x0c\x62\x61\x63kend_name\x18\x0b \x01(\t\x12\x1c\n\x0f\x65xclusive_bytes\x18\x0c \x01(\x03H\x00\x88\x01\x01\x12/\n\x0b\x64\x65lete_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_exclusive_bytes\"O\n\x0cVolumeSource\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.volcore.v1.SourceKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t*r\n\nSourceKind\x12\x1b\n\x17SOURCE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SOURCE_KIND_IMAGE\x10\x01\x12\x18\n\x14SOURCE_KIND_SNAPSHOT\x10\x02\x12\x16\n\x12SOURCE_KIND_VOLUME\x10\x03*]\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12VOLUME_STATE_READY\x10\x01\x12\x18\n\x14VOLUME_STATE_DELETED\x10\x02*V\n\nVolumeView\x12\x1b\n\x17VOLUME_VIEW_UNSPECIFIED\x10\x00\x12\x15\n\x11VOLUME_VIEW_BASIC\x10\x01\x12\x14\n\x10VOLUME_VIEW_FULL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VOLUME_LABELSENTRY']._loaded_options = None
   _globals['_VOLUME_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SOURCEKIND']._serialized_start=563
-  _globals['_SOURCEKIND']._serialized_end=677
-  _globals['_VOLUMESTATE']._serialized_start=679
-  _globals['_VOLUMESTATE']._serialized_end=746
-  _globals['_VOLUMEVIEW']._serialized_start=748
-  _globals['_VOLUMEVIEW']._serialized_end=834
+  _globals['_SOURCEKIND']._serialized_start=660
+  _globals['_SOURCEKIND']._serialized_end=774
+  _globals['_VOLUMESTATE']._serialized_start=776
+  _globals['_VOLUMESTATE']._serialized_end=869
+  _globals['_VOLUMEVIEW']._serialized_start=871
+  _globals['_VOLUMEVIEW']._serialized_end=957
   _globals['_VOLUME']._serialized_start=73
-  _globals['_VOLUME']._serialized_end=480
-  _globals['_VOLUME_LABELSENTRY']._serialized_start=415
-  _globals['_VOLUME_LABELSENTRY']._serialized_end=460
-  _globals['_VOLUMESOURCE']._serialized_start=482
-  _globals['_VOLUMESOURCE']._serialized_end=561
+  _globals['_VOLUME']._serialized_end=577
+  _globals['_VOLUME_LABELSENTRY']._serialized_start=512
+  _globals['_VOLUME_LABELSENTRY']._serialized_end=557
+  _globals['_VOLUMESOURCE']._serialized_start=579
+  _globals['_VOLUMESOURCE']._serialized_end=658
 # @@protoc_insertion_point(module_scope)

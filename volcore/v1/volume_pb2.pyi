@@ -21,6 +21,7 @@ class VolumeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VOLUME_STATE_UNSPECIFIED: _ClassVar[VolumeState]
     VOLUME_STATE_READY: _ClassVar[VolumeState]
+    VOLUME_STATE_DELETED: _ClassVar[VolumeState]
 
 class VolumeView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -33,12 +34,13 @@ SOURCE_KIND_SNAPSHOT: SourceKind
 SOURCE_KIND_VOLUME: SourceKind
 VOLUME_STATE_UNSPECIFIED: VolumeState
 VOLUME_STATE_READY: VolumeState
+VOLUME_STATE_DELETED: VolumeState
 VOLUME_VIEW_UNSPECIFIED: VolumeView
 VOLUME_VIEW_BASIC: VolumeView
 VOLUME_VIEW_FULL: VolumeView
 
 class Volume(_message.Message):
-    __slots__ = ("name", "uid", "size_bytes", "source", "labels", "create_time", "etag", "state", "allocated_bytes", "depth", "backend_name", "exclusive_bytes")
+    __slots__ = ("name", "uid", "size_bytes", "source", "labels", "create_time", "etag", "state", "allocated_bytes", "depth", "backend_name", "exclusive_bytes", "delete_time", "purge_time")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +60,8 @@ class Volume(_message.Message):
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     BACKEND_NAME_FIELD_NUMBER: _ClassVar[int]
     EXCLUSIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELETE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PURGE_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     size_bytes: int
@@ -70,7 +74,9 @@ class Volume(_message.Message):
     depth: int
     backend_name: str
     exclusive_bytes: int
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., source: _Optional[_Union[VolumeSource, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., state: _Optional[_Union[VolumeState, str]] = ..., allocated_bytes: _Optional[int] = ..., depth: _Optional[int] = ..., backend_name: _Optional[str] = ..., exclusive_bytes: _Optional[int] = ...) -> None: ...
+    delete_time: _timestamp_pb2.Timestamp
+    purge_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., source: _Optional[_Union[VolumeSource, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., state: _Optional[_Union[VolumeState, str]] = ..., allocated_bytes: _Optional[int] = ..., depth: _Optional[int] = ..., backend_name: _Optional[str] = ..., exclusive_bytes: _Optional[int] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., purge_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class VolumeSource(_message.Message):
     __slots__ = ("kind", "name", "uid")

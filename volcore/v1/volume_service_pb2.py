@@ -28,7 +28,7 @@ from volcore.v1 import operation_pb2 as volcore_dot_v1_dot_operation__pb2
 from volcore.v1 import volume_pb2 as volcore_dot_v1_dot_volume__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvolcore/v1/volume_service.proto\x12\nvolcore.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x1avolcore/v1/operation.proto\x1a\x17volcore/v1/volume.proto\"\xf9\x01\n\x13\x43reateVolumeRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x0f\n\x05image\x18\x03 \x01(\tH\x00\x12\x12\n\x08snapshot\x18\x04 \x01(\tH\x00\x12\x10\n\x06volume\x18\x05 \x01(\tH\x00\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12;\n\x06labels\x18\x07 \x03(\x0b\x32+.volcore.v1.CreateVolumeRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06source\":\n\x14\x43reateVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"\xde\x01\n\x14\x44\x65ployVolumesRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x12\n\nvolume_ids\x18\x02 \x03(\t\x12\x13\n\x0bname_prefix\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12<\n\x06labels\x18\x06 \x03(\x0b\x32,.volcore.v1.DeployVolumesRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x15\x44\x65ployVolumesResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.volcore.v1.DeployResult\"v\n\x0c\x44\x65ployResult\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12$\n\x06volume\x18\x02 \x01(\x0b\x32\x12.volcore.v1.VolumeH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"F\n\x10GetVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04view\x18\x02 \x01(\x0e\x32\x16.volcore.v1.VolumeView\"7\n\x11GetVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"\x81\x01\n\x12ListVolumesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12$\n\x04view\x18\x05 \x01(\x0e\x32\x16.volcore.v1.VolumeView\"S\n\x13ListVolumesResponse\x12#\n\x07volumes\x18\x01 \x03(\x0b\x32\x12.volcore.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x13UpdateVolumeRequest\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\":\n\x14UpdateVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"7\n\x13ResizeVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\":\n\x14ResizeVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"5\n\x13RevertVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\":\n\x14RevertVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"$\n\x14\x46lattenVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x15\x46lattenVolumeResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation\"@\n\x13\x44\x65leteVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x16\n\x14\x44\x65leteVolumeResponse\"1\n\x13VerifyVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\"@\n\x14VerifyVolumeResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation2\xc7\x06\n\rVolumeService\x12Q\n\x0c\x43reateVolume\x12\x1f.volcore.v1.CreateVolumeRequest\x1a .volcore.v1.CreateVolumeResponse\x12T\n\rDeployVolumes\x12 .volcore.v1.DeployVolumesRequest\x1a!.volcore.v1.DeployVolumesResponse\x12H\n\tGetVolume\x12\x1c.volcore.v1.GetVolumeRequest\x1a\x1d.volcore.v1.GetVolumeResponse\x12N\n\x0bListVolumes\x12\x1e.volcore.v1.ListVolumesRequest\x1a\x1f.volcore.v1.ListVolumesResponse\x12Q\n\x0cUpdateVolume\x12\x1f.volcore.v1.UpdateVolumeRequest\x1a .volcore.v1.UpdateVolumeResponse\x12Q\n\x0cResizeVolume\x12\x1f.volcore.v1.ResizeVolumeRequest\x1a .volcore.v1.ResizeVolumeResponse\x12Q\n\x0cRevertVolume\x12\x1f.volcore.v1.RevertVolumeRequest\x1a .volcore.v1.RevertVolumeResponse\x12T\n\rFlattenVolume\x12 .volcore.v1.FlattenVolumeRequest\x1a!.volcore.v1.FlattenVolumeResponse\x12Q\n\x0cVerifyVolume\x12\x1f.volcore.v1.VerifyVolumeRequest\x1a .volcore.v1.VerifyVolumeResponse\x12Q\n\x0c\x44\x65leteVolume\x12\x1f.volcore.v1.DeleteVolumeRequest\x1a .volcore.v1.DeleteVolumeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvolcore/v1/volume_service.proto\x12\nvolcore.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x1avolcore/v1/operation.proto\x1a\x17volcore/v1/volume.proto\"\xf9\x01\n\x13\x43reateVolumeRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x0f\n\x05image\x18\x03 \x01(\tH\x00\x12\x12\n\x08snapshot\x18\x04 \x01(\tH\x00\x12\x10\n\x06volume\x18\x05 \x01(\tH\x00\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12;\n\x06labels\x18\x07 \x03(\x0b\x32+.volcore.v1.CreateVolumeRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06source\":\n\x14\x43reateVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"\xde\x01\n\x14\x44\x65ployVolumesRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x12\n\nvolume_ids\x18\x02 \x03(\t\x12\x13\n\x0bname_prefix\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12<\n\x06labels\x18\x06 \x03(\x0b\x32,.volcore.v1.DeployVolumesRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x15\x44\x65ployVolumesResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.volcore.v1.DeployResult\"v\n\x0c\x44\x65ployResult\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12$\n\x06volume\x18\x02 \x01(\x0b\x32\x12.volcore.v1.VolumeH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"F\n\x10GetVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04view\x18\x02 \x01(\x0e\x32\x16.volcore.v1.VolumeView\"7\n\x11GetVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"\x97\x01\n\x12ListVolumesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12$\n\x04view\x18\x05 \x01(\x0e\x32\x16.volcore.v1.VolumeView\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\"S\n\x13ListVolumesResponse\x12#\n\x07volumes\x18\x01 \x03(\x0b\x32\x12.volcore.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x13UpdateVolumeRequest\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\":\n\x14UpdateVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"7\n\x13ResizeVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\":\n\x14ResizeVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"5\n\x13RevertVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\":\n\x14RevertVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"$\n\x14\x46lattenVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x15\x46lattenVolumeResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation\"\\\n\x13\x44\x65leteVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x0b\n\x03uid\x18\x04 \x01(\t\x12\r\n\x05purge\x18\x05 \x01(\x08\"\x16\n\x14\x44\x65leteVolumeResponse\"E\n\x15UndeleteVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\"<\n\x16UndeleteVolumeResponse\x12\"\n\x06volume\x18\x01 \x01(\x0b\x32\x12.volcore.v1.Volume\"1\n\x13VerifyVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\"@\n\x14VerifyVolumeResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation2\xa0\x07\n\rVolumeService\x12Q\n\x0c\x43reateVolume\x12\x1f.volcore.v1.CreateVolumeRequest\x1a .volcore.v1.CreateVolumeResponse\x12T\n\rDeployVolumes\x12 .volcore.v1.DeployVolumesRequest\x1a!.volcore.v1.DeployVolumesResponse\x12H\n\tGetVolume\x12\x1c.volcore.v1.GetVolumeRequest\x1a\x1d.volcore.v1.GetVolumeResponse\x12N\n\x0bListVolumes\x12\x1e.volcore.v1.ListVolumesRequest\x1a\x1f.volcore.v1.ListVolumesResponse\x12Q\n\x0cUpdateVolume\x12\x1f.volcore.v1.UpdateVolumeRequest\x1a .volcore.v1.UpdateVolumeResponse\x12Q\n\x0cResizeVolume\x12\x1f.volcore.v1.ResizeVolumeRequest\x1a .volcore.v1.ResizeVolumeResponse\x12Q\n\x0cRevertVolume\x12\x1f.volcore.v1.RevertVolumeRequest\x1a .volcore.v1.RevertVolumeResponse\x12T\n\rFlattenVolume\x12 .volcore.v1.FlattenVolumeRequest\x1a!.volcore.v1.FlattenVolumeResponse\x12Q\n\x0cVerifyVolume\x12\x1f.volcore.v1.VerifyVolumeRequest\x1a .volcore.v1.VerifyVolumeResponse\x12Q\n\x0c\x44\x65leteVolume\x12\x1f.volcore.v1.DeleteVolumeRequest\x1a .volcore.v1.DeleteVolumeResponse\x12W\n\x0eUndeleteVolume\x12!.volcore.v1.UndeleteVolumeRequest\x1a\".volcore.v1.UndeleteVolumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,33 +58,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETVOLUMERESPONSE']._serialized_start=956
   _globals['_GETVOLUMERESPONSE']._serialized_end=1011
   _globals['_LISTVOLUMESREQUEST']._serialized_start=1014
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=1143
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=1145
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1228
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=1230
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=1336
-  _globals['_UPDATEVOLUMERESPONSE']._serialized_start=1338
-  _globals['_UPDATEVOLUMERESPONSE']._serialized_end=1396
-  _globals['_RESIZEVOLUMEREQUEST']._serialized_start=1398
-  _globals['_RESIZEVOLUMEREQUEST']._serialized_end=1453
-  _globals['_RESIZEVOLUMERESPONSE']._serialized_start=1455
-  _globals['_RESIZEVOLUMERESPONSE']._serialized_end=1513
-  _globals['_REVERTVOLUMEREQUEST']._serialized_start=1515
-  _globals['_REVERTVOLUMEREQUEST']._serialized_end=1568
-  _globals['_REVERTVOLUMERESPONSE']._serialized_start=1570
-  _globals['_REVERTVOLUMERESPONSE']._serialized_end=1628
-  _globals['_FLATTENVOLUMEREQUEST']._serialized_start=1630
-  _globals['_FLATTENVOLUMEREQUEST']._serialized_end=1666
-  _globals['_FLATTENVOLUMERESPONSE']._serialized_start=1668
-  _globals['_FLATTENVOLUMERESPONSE']._serialized_end=1733
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1735
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1799
-  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1801
-  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1823
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=1825
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=1874
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=1876
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=1940
-  _globals['_VOLUMESERVICE']._serialized_start=1943
-  _globals['_VOLUMESERVICE']._serialized_end=2782
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=1165
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=1167
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1250
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=1252
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=1358
+  _globals['_UPDATEVOLUMERESPONSE']._serialized_start=1360
+  _globals['_UPDATEVOLUMERESPONSE']._serialized_end=1418
+  _globals['_RESIZEVOLUMEREQUEST']._serialized_start=1420
+  _globals['_RESIZEVOLUMEREQUEST']._serialized_end=1475
+  _globals['_RESIZEVOLUMERESPONSE']._serialized_start=1477
+  _globals['_RESIZEVOLUMERESPONSE']._serialized_end=1535
+  _globals['_REVERTVOLUMEREQUEST']._serialized_start=1537
+  _globals['_REVERTVOLUMEREQUEST']._serialized_end=1590
+  _globals['_REVERTVOLUMERESPONSE']._serialized_start=1592
+  _globals['_REVERTVOLUMERESPONSE']._serialized_end=1650
+  _globals['_FLATTENVOLUMEREQUEST']._serialized_start=1652
+  _globals['_FLATTENVOLUMEREQUEST']._serialized_end=1688
+  _globals['_FLATTENVOLUMERESPONSE']._serialized_start=1690
+  _globals['_FLATTENVOLUMERESPONSE']._serialized_end=1755
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1757
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1849
+  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1851
+  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1873
+  _globals['_UNDELETEVOLUMEREQUEST']._serialized_start=1875
+  _globals['_UNDELETEVOLUMEREQUEST']._serialized_end=1944
+  _globals['_UNDELETEVOLUMERESPONSE']._serialized_start=1946
+  _globals['_UNDELETEVOLUMERESPONSE']._serialized_end=2006
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=2008
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=2057
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=2059
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=2123
+  _globals['_VOLUMESERVICE']._serialized_start=2126
+  _globals['_VOLUMESERVICE']._serialized_end=3054
 # @@protoc_insertion_point(module_scope)

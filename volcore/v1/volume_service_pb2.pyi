@@ -95,18 +95,20 @@ class GetVolumeResponse(_message.Message):
     def __init__(self, volume: _Optional[_Union[_volume_pb2.Volume, _Mapping]] = ...) -> None: ...
 
 class ListVolumesRequest(_message.Message):
-    __slots__ = ("parent", "page_size", "page_token", "filter", "view")
+    __slots__ = ("parent", "page_size", "page_token", "filter", "view", "show_deleted")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    SHOW_DELETED_FIELD_NUMBER: _ClassVar[int]
     parent: str
     page_size: int
     page_token: str
     filter: str
     view: _volume_pb2.VolumeView
-    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., view: _Optional[_Union[_volume_pb2.VolumeView, str]] = ...) -> None: ...
+    show_deleted: bool
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., filter: _Optional[str] = ..., view: _Optional[_Union[_volume_pb2.VolumeView, str]] = ..., show_deleted: _Optional[bool] = ...) -> None: ...
 
 class ListVolumesResponse(_message.Message):
     __slots__ = ("volumes", "next_page_token")
@@ -171,18 +173,38 @@ class FlattenVolumeResponse(_message.Message):
     def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...
 
 class DeleteVolumeRequest(_message.Message):
-    __slots__ = ("name", "force", "etag")
+    __slots__ = ("name", "force", "etag", "uid", "purge")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    PURGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     force: bool
     etag: str
-    def __init__(self, name: _Optional[str] = ..., force: _Optional[bool] = ..., etag: _Optional[str] = ...) -> None: ...
+    uid: str
+    purge: bool
+    def __init__(self, name: _Optional[str] = ..., force: _Optional[bool] = ..., etag: _Optional[str] = ..., uid: _Optional[str] = ..., purge: _Optional[bool] = ...) -> None: ...
 
 class DeleteVolumeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class UndeleteVolumeRequest(_message.Message):
+    __slots__ = ("name", "uid", "volume_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uid: str
+    volume_id: str
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., volume_id: _Optional[str] = ...) -> None: ...
+
+class UndeleteVolumeResponse(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: _volume_pb2.Volume
+    def __init__(self, volume: _Optional[_Union[_volume_pb2.Volume, _Mapping]] = ...) -> None: ...
 
 class VerifyVolumeRequest(_message.Message):
     __slots__ = ("name", "heal")

@@ -85,6 +85,11 @@ class VolumeServiceStub:
                 request_serializer=volcore_dot_v1_dot_volume__service__pb2.DeleteVolumeRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_volume__service__pb2.DeleteVolumeResponse.FromString,
                 _registered_method=True)
+        self.UndeleteVolume = channel.unary_unary(
+                '/volcore.v1.VolumeService/UndeleteVolume',
+                request_serializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -125,7 +130,7 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVolumes(self, request, context):
-        """Lists volumes in the order of their names.
+        """Lists volumes in the order of their names; those in the trash only on demand.
 
         Errors: INVALID_ARGUMENT bad filter or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
         such pool.
@@ -188,12 +193,24 @@ class VolumeServiceServicer:
 
     def DeleteVolume(self, request, context):
         """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
-        the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+        its name is free. Where the pool has a trash, the volume is kept there for a while with its snapshots, see
+        UndeleteVolume; else, and with `purge`, it is gone for good: in an rbd pool an operation (`delete`, with this target) frees its
         space behind the answer, and waits as long as a client has the rbd image open.
 
         Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
         them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
         wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteVolume(self, request, context):
+        """Brings a deleted volume back from the trash, with its snapshots, under its old name or a new one. The same call again
+        returns the volume.
+
+        Errors: NOT_FOUND no such volume in the trash: it was purged, or never deleted; ALREADY_EXISTS the name belongs to
+        another volume: give a `volume_id`; ABORTED another call works on a volume of this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -251,6 +268,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.DeleteVolume,
                     request_deserializer=volcore_dot_v1_dot_volume__service__pb2.DeleteVolumeRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_volume__service__pb2.DeleteVolumeResponse.SerializeToString,
+            ),
+            'UndeleteVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteVolume,
+                    request_deserializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -524,6 +546,33 @@ class VolumeService:
             '/volcore.v1.VolumeService/DeleteVolume',
             volcore_dot_v1_dot_volume__service__pb2.DeleteVolumeRequest.SerializeToString,
             volcore_dot_v1_dot_volume__service__pb2.DeleteVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.VolumeService/UndeleteVolume',
+            volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeRequest.SerializeToString,
+            volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,7 +55,7 @@ class VolumeServiceStub:
     Errors: NOT_FOUND no such volume.
     """
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.ListVolumesRequest, _volume_service_pb2.ListVolumesResponse]
-    """Lists volumes in the order of their names.
+    """Lists volumes in the order of their names; those in the trash only on demand.
 
     Errors: INVALID_ARGUMENT bad filter or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
     such pool.
@@ -94,12 +94,20 @@ class VolumeServiceStub:
     """
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]
     """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
-    the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+    its name is free. Where the pool has a trash, the volume is kept there for a while with its snapshots, see
+    UndeleteVolume; else, and with `purge`, it is gone for good: in an rbd pool an operation (`delete`, with this target) frees its
     space behind the answer, and waits as long as a client has the rbd image open.
 
     Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
     them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
     wait.
+    """
+    UndeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.UndeleteVolumeRequest, _volume_service_pb2.UndeleteVolumeResponse]
+    """Brings a deleted volume back from the trash, with its snapshots, under its old name or a new one. The same call again
+    returns the volume.
+
+    Errors: NOT_FOUND no such volume in the trash: it was purged, or never deleted; ALREADY_EXISTS the name belongs to
+    another volume: give a `volume_id`; ABORTED another call works on a volume of this name.
     """
 
 @_typing.type_check_only
@@ -129,7 +137,7 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     Errors: NOT_FOUND no such volume.
     """
     ListVolumes: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.ListVolumesRequest, _volume_service_pb2.ListVolumesResponse]  # type: ignore[assignment]
-    """Lists volumes in the order of their names.
+    """Lists volumes in the order of their names; those in the trash only on demand.
 
     Errors: INVALID_ARGUMENT bad filter or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
     such pool.
@@ -168,12 +176,20 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
     """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
-    the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+    its name is free. Where the pool has a trash, the volume is kept there for a while with its snapshots, see
+    UndeleteVolume; else, and with `purge`, it is gone for good: in an rbd pool an operation (`delete`, with this target) frees its
     space behind the answer, and waits as long as a client has the rbd image open.
 
     Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
     them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
     wait.
+    """
+    UndeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.UndeleteVolumeRequest, _volume_service_pb2.UndeleteVolumeResponse]  # type: ignore[assignment]
+    """Brings a deleted volume back from the trash, with its snapshots, under its old name or a new one. The same call again
+    returns the volume.
+
+    Errors: NOT_FOUND no such volume in the trash: it was purged, or never deleted; ALREADY_EXISTS the name belongs to
+    another volume: give a `volume_id`; ABORTED another call works on a volume of this name.
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -224,7 +240,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_service_pb2.ListVolumesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_service_pb2.ListVolumesResponse, _abc.Awaitable[_volume_service_pb2.ListVolumesResponse]]:
-        """Lists volumes in the order of their names.
+        """Lists volumes in the order of their names; those in the trash only on demand.
 
         Errors: INVALID_ARGUMENT bad filter or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
         such pool.
@@ -299,12 +315,26 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_volume_service_pb2.DeleteVolumeResponse, _abc.Awaitable[_volume_service_pb2.DeleteVolumeResponse]]:
         """Deletes a volume. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
-        the volume is gone for good and its name is free; in an rbd pool an operation (`delete`, with this target) frees its
+        its name is free. Where the pool has a trash, the volume is kept there for a while with its snapshots, see
+        UndeleteVolume; else, and with `purge`, it is gone for good: in an rbd pool an operation (`delete`, with this target) frees its
         space behind the answer, and waits as long as a client has the rbd image open.
 
         Errors: FAILED_PRECONDITION the volume is attached, or has snapshots and `force` is not set (the details name
         them); ABORTED the etag is not the current one, or another call works on it; RESOURCE_EXHAUSTED too many deletes
         wait.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteVolume(
+        self,
+        request: _volume_service_pb2.UndeleteVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.UndeleteVolumeResponse, _abc.Awaitable[_volume_service_pb2.UndeleteVolumeResponse]]:
+        """Brings a deleted volume back from the trash, with its snapshots, under its old name or a new one. The same call again
+        returns the volume.
+
+        Errors: NOT_FOUND no such volume in the trash: it was purged, or never deleted; ALREADY_EXISTS the name belongs to
+        another volume: give a `volume_id`; ABORTED another call works on a volume of this name.
         """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -54,13 +54,15 @@ _PHASES = {
 
 def volume_message(
     pool: str,
-    record: records.Volume,
+    found: records.Volume | records.TrashedVolume,
     *,
     allocated_bytes: int = 0,
     exclusive_bytes: int | None = None,
     depth: int = 0,
 ) -> volume_pb2.Volume:
-    """Return the message of a volume; the figures are those of the FULL view."""
+    """Return the message of a volume, also of one in the trash; the figures are the FULL view's."""
+    trashed = found if isinstance(found, records.TrashedVolume) else None
+    record = found.volume if isinstance(found, records.TrashedVolume) else found
     return volume_pb2.Volume(
         name=str(names.VolumeName(pool, record.name)),
         uid=record.id,
@@ -69,7 +71,11 @@ def volume_message(
         labels=record.labels,
         create_time=timestamp(record.create_time_ns),
         etag=etag(record.id, record.revision),
-        state=volume_pb2.VOLUME_STATE_READY,
+        state=(
+            volume_pb2.VOLUME_STATE_READY if trashed is None else volume_pb2.VOLUME_STATE_DELETED
+        ),
+        delete_time=None if trashed is None else timestamp(trashed.delete_time_ns),
+        purge_time=None if trashed is None else timestamp(trashed.purge_time_ns),
         allocated_bytes=allocated_bytes,
         exclusive_bytes=exclusive_bytes,
         depth=depth,
