@@ -339,6 +339,8 @@ def test_deletes_are_operations():
         ended = as_json(server, "operation", "wait", operation_id)
         assert (ended["target"], ended["phase"]) == ("pools/p/volumes/v", "SUCCEEDED")
         assert as_json(server, "operation", "cancel", operation_id) == ended
+        assert ok(server, "operation", "list", "-o", "name") == ended["name"] + "\n"
+        assert as_json(server, "operation", "list", "--unfinished")["items"] == []
 
 
 def test_trash():

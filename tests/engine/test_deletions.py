@@ -8,6 +8,7 @@ from rbd_backend.test_direct import objecter
 
 from volcore.backends.memory import MemoryBackend
 from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd.lease import PoolLease
 from volcore.backends.rbd.omap import OmapObject
 from volcore.catalog.omap import OmapCatalog
 from volcore.catalog.sqlite import SqliteCatalog
@@ -112,6 +113,20 @@ def test_a_client_that_has_it_open_is_waited_for(bench, ceph_cluster, ceph_pool,
         assert again.operations.get("p", begun.id).obstacle == ""
         assert rbd.RBD().list(ioctx) == [second.backend_id]
     again.close(5)
+
+
+@only_rbd
+def test_a_server_that_lost_its_lock_deletes_nothing(bench, monkeypatch):
+    """Goal: no intent that the pool's server does not see. Method: take the lock's word away."""
+    bench.engine.volumes.create("p", blank("v"))
+    for retention_s in (0, 60):
+        object.__setattr__(bench.pool, "trash_retention_s", retention_s)
+        with monkeypatch.context() as patch:
+            patch.setattr(PoolLease, "held", property(lambda _: False))
+            with pytest.raises(UnavailableError):
+                bench.engine.volumes.delete("p", "v")
+    assert bench.engine.volumes.get("p", "v")
+    assert bench.pool.list(Intent) == bench.pool.list(Operation) == []
 
 
 @only_memory

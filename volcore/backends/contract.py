@@ -222,6 +222,7 @@ class VolumeBackend(ABC):
 
         Raises:
             PreconditionError: VOLUME_IN_USE.
+            UnavailableError: this server may not change the pool now.
         """
         del volume_id
 

@@ -47,11 +47,18 @@ DETAILS: Columns = [
 
 @app.command("list")
 def list_operations(
-    context: typer.Context, pool: PoolOption = None, output: OutputOption = Format.TABLE
+    context: typer.Context,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Only those that have not ended.")
+    ] = False,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
 ) -> None:
     """List operations, running and finished ones of the last day."""
     with connect(context, pool) as session:
         found = session.client.list_operations(session.parent())
+        if unfinished:
+            found = (operation for operation in found if not operation.HasField("end_time"))
         show_list(found, output, "Operation", COLUMNS)
 
 

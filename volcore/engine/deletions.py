@@ -185,25 +185,27 @@ class Deletions:
                 at.backend.delete(intent.backend_volume_id)
         stored = at.find(Operation, work.operation.id)
         end = [] if intent is None else [drop(intent)]
-        if stored is not None and not stored.finished:
-            done = ended(stored.but(obstacle=""), None)
-            at.catalog.commit([*end, put(done, stored), *self._forget_old(at, done.id)])
-            work.operation = done
-        elif end:
+        if stored is None or stored.finished:
             at.catalog.commit(end)
+            return
+        kept = self._kept_ids(at)
+        with self._changed:
+            old = [kept.popleft() for _ in range(len(kept) + 1 - DELETES_KEPT_MAX)]
+        done = ended(stored.but(obstacle=""), None)
+        at.catalog.commit([*end, put(done, stored), *map(_forget, old)])
+        work.operation = done
+        with self._changed:
+            kept.append(done.id)
 
-    def _forget_old(self, at: Pool, operation_id: str) -> list[Change]:
-        """Count one more that has ended; return what drops those beyond DELETES_KEPT_MAX."""
+    def _kept_ids(self, at: Pool) -> deque[str]:
+        """Return the ids of the ended deletes that can be looked at, the oldest first."""
         with self._changed:
-            kept = self._kept.get(at.name)
-        if kept is None:
-            found = at.list(Operation, wanted=lambda o: o.action == DELETE and o.finished)
-            kept = deque(o.id for o in sorted(found, key=lambda o: o.end_time_ns))
+            if at.name in self._kept:
+                return self._kept[at.name]
+        found = at.list(Operation, wanted=lambda o: o.action == DELETE and o.finished)
+        ids = deque(o.id for o in sorted(found, key=lambda o: o.end_time_ns))
         with self._changed:
-            kept = self._kept.setdefault(at.name, kept)
-            kept.append(operation_id)
-            old = [kept.popleft() for _ in range(len(kept) - DELETES_KEPT_MAX)]
-        return [Change(kind=Operation.KIND, key=key, value=None, expect=ANYTHING) for key in old]
+            return self._kept.setdefault(at.name, ids)
 
     def _postpone(self, waiting: _Waiting, obstacle: str) -> None:
         """Try again later, and let everybody see why."""
@@ -220,6 +222,10 @@ class Deletions:
         pause_s = min(waiting.pause_s * 2, DELETE_RETRY_S_MAX)
         due_s = time.monotonic() + waiting.pause_s
         self._enqueue(_Waiting(due_s, next(self._numbers), work, pause_s))
+
+
+def _forget(operation_id: str) -> Change:
+    return Change(kind=Operation.KIND, key=operation_id, value=None, expect=ANYTHING)
 
 
 def _sentence(err: VolcoreError) -> str:

@@ -164,7 +164,7 @@ class RbdBackend(VolumeBackend):
 
     def refuse_if_open(self, volume_id: str) -> None:
         """See `VolumeBackend.refuse_if_open`."""
-        if self._session().handles.has_any_device(volume_id):
+        if self._changing().handles.has_any_device(volume_id):
             raise volume_in_use(volume_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
