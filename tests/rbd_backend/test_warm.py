@@ -51,6 +51,7 @@ class Site:
     def keep(self) -> None:
         while self.engine.warm.step(self.pool):
             pass
+        assert self.engine.deletions.wait(60)
 
     def deploy(self, *names: str, size_bytes: int = 0) -> list[Volume]:
         made = self.engine.volumes.deploy("p", "gold", names, size_bytes=size_bytes)
@@ -157,7 +158,7 @@ def test_a_claimed_volume_is_a_volume(site, ceph_cluster, ceph_pool):
     assert set(names) == shown | stock | {image_name}
     assert all(name.startswith("warm-gold.") for name in stock)
     assert len(shown) == site.engine.pools.get("p").volume_count == 5
-    assert site.engine.volumes.facts("p", "a").depth == 2
+    assert site.engine.volumes.facts("p", site.engine.volumes.get("p", "a")).depth == 2
     site.engine.snapshots.create("p", "a", "s")
     site.engine.volumes.resize("p", "a", 3 * SIZE)
     site.engine.volumes.revert("p", "a", "s")

@@ -143,21 +143,24 @@ class Deletions:
     def _run(self) -> None:
         """Do what is due, one after another, until nothing waits; a thread of its own."""
         while (waiting := self._next()) is not None:
-            obstacle = ""
             try:
-                self._attempt(waiting.work)
-            except VolcoreError as err:
-                obstacle = _sentence(err)
-            except Exception:
-                _log.exception("delete failed", operation=waiting.work.operation.id)
-                obstacle = "an internal error; look at the server's log"
-            if obstacle:
-                self._postpone(waiting, obstacle)
-            else:
-                self._operations.leave(waiting.work)
-            with self._changed:
-                self._busy -= 1
-                self._changed.notify_all()
+                self._do(waiting)
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def _do(self, waiting: _Waiting) -> None:
+        """Make one attempt; whatever is in its way, another one follows."""
+        try:
+            self._attempt(waiting.work)
+        except VolcoreError as err:
+            self._postpone(waiting, _sentence(err))
+        except Exception:
+            _log.exception("delete failed", operation=waiting.work.operation.id)
+            self._postpone(waiting, "an internal error; look at the server's log")
+        else:
+            self._operations.leave(waiting.work)
 
     def _next(self) -> _Waiting | None:
         """Return work when it is due, then busy; None when this thread may end."""
