@@ -364,6 +364,8 @@ def test_trash():
         ok(server, "volume", "delete", "v", "--purge", "--yes")
         refused(server, 5, "VOLUME_NOT_FOUND", "volume", "undelete", "v")
         ok(server, "volume", "delete", "w", "--yes")
+        done = server.volcore("volume", "delete", "w", "--purge", "--yes")
+        assert f"purge them with --uid: {back['uid']}" in done.stderr
         ok(server, "volume", "delete", "w", "--uid", back["uid"], "--purge", "--yes")
         assert as_json(server, "volume", "list", "--deleted")["items"] == []
         refused(server, 5, "VOLUME_NOT_FOUND", "volume", "undelete", "w", "--uid", back["uid"])

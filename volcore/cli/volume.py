@@ -336,6 +336,8 @@ def delete(
         for volume in volumes:
             session.client.delete_volume(session.volume(volume), force=force, uid=uid, purge=purge)
             say(f"deleted volume {volume}")
+            if purge and not uid:
+                _say_left(session, volume)
 
 
 @app.command("undelete")
@@ -364,6 +366,15 @@ def tree(context: typer.Context, pool: PoolOption = None) -> None:
         pools = [session.pool] if pool else [one.name for one in session.client.list_pools()]
         for name in pools:
             stdout().print(draw(session.client, name))
+
+
+def _say_left(session: Session, volume: str) -> None:
+    """Tell what of this name is in the trash: without a uid, no purge reaches that."""
+    name = session.volume(volume)
+    found = session.client.list_volumes(name.rpartition("/volumes/")[0], show_deleted=True)
+    left = [one.uid for one in found if one.name == name and one.HasField("delete_time")]
+    if left:
+        say(f"in the trash are more of this name; purge them with --uid: {', '.join(left)}")
 
 
 def _view(*, full: bool) -> "VolumeView":
