@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from volcore.engine.pool import put
 from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import (
     ConflictError,
@@ -19,6 +20,7 @@ from volcore.limits import MIB
 from volcore.model.records import (
     AccessMode,
     Intent,
+    IntentAction,
     Snapshot,
     SourceKind,
     State,
@@ -277,6 +279,29 @@ def outcome(act, *words, **options):
         return act(*words, **options)
     except VolcoreError as err:
         return err
+
+
+@only_memory
+def test_what_was_cut_off_is_settled_first(bench, trash):
+    """Goal: whole volumes in the trash. Method: the intents of a resize and of a snapshot."""
+    volume = make(bench, "v")
+    frozen = bench.engine.snapshots.create("p", "v", "s")
+    rest = {"subject_id": volume.id, "backend_volume_id": volume.backend_id, "owner": "x"}
+    resize = Intent(
+        id=volume.id, action=IntentAction.RESIZE_VOLUME, subject_key="v", size_bytes=2 * SIZE,
+        create_time_ns=1, **rest,
+    )  # fmt: skip
+    half = frozen.but(name="half", id="1" * 32, backend_id="half.1", state=State.CREATING)
+    snapshot = Intent(
+        id=half.id, action=IntentAction.CREATE_SNAPSHOT, subject_key=half.key, create_time_ns=1,
+        backend_snapshot_id=half.backend_id, **(rest | {"subject_id": half.id}),
+    )  # fmt: skip
+    bench.pool.catalog.commit([put(resize), put(half), put(snapshot)])
+    bench.engine.volumes.delete("p", "v", force=True)
+    assert bench.pool.list(Intent) == []
+    back = trash.undelete("p", "v")
+    assert back.size_bytes == bench.engine.volumes.facts("p", back).size_bytes == 2 * SIZE
+    assert [one.name for one in bench.pool.list(Snapshot)] == ["s"]
 
 
 @only_memory

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from volcore.catalog.contract import ABSENT, Change
 from volcore.engine.changes import settle_leftover
 from volcore.engine.deletions import Deletions
 from volcore.engine.pool import Pool, drop, now_ns, put, volume_lock
@@ -76,7 +77,8 @@ class Trash:
 
         Raises:
             PreconditionError: VOLUME_IN_USE, this server has it open.
-            OperationPendingError: one of the records has changed.
+            OperationPendingError: one of the records has changed, or a change of the volume was cut
+                off and is to be settled first.
         """
         at.backend.refuse_if_open(volume.backend_id)
         now = now_ns()
@@ -86,7 +88,10 @@ class Trash:
             delete_time_ns=now,
             purge_time_ns=now + int(at.trash_retention_s * 10**9),
         )
-        at.catalog.commit([*map(drop, [volume, *snapshots]), put(trashed)])
+        settled = Change(
+            kind=Intent.KIND, key=volume.id, value=None, expect=ABSENT, check_only=True
+        )
+        at.catalog.commit([settled, *map(drop, [volume, *snapshots]), put(trashed)])
         return trashed
 
     def undelete(self, pool: str, name: str, *, uid: str = "", new_name: str = "") -> Volume:

@@ -289,9 +289,10 @@ class Volumes:
         _check_etag(volume, etag)
         if attached:
             raise in_use(at, volume, attached)
-        for group_id in {s.group_id for s in snapshots if s.group_id}:
-            if settle_leftover(at, group_id):
-                snapshots = snapshots_of(at, name, volume.id)
+        unsure = {s.group_id or s.id for s in snapshots if s.group_id or s.state is not State.READY}
+        settled = [settle_leftover(at, one) for one in sorted(unsure)]
+        if any(settled):
+            snapshots = snapshots_of(at, name, volume.id)
         target = f"pools/{at.name}/volumes/{name}"
         if snapshots and not force:
             raise PreconditionError(
