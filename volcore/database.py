@@ -227,6 +227,8 @@ class _Translated(AbstractContextManager[None]):
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(value, UnicodeDecodeError):  # SQLite quotes a damaged schema
+            raise damaged("its schema is no text") from value
         if value is None or not isinstance(value, sqlite3.DatabaseError):
             return
         if isinstance(value, sqlite3.ProgrammingError):

@@ -111,6 +111,18 @@ def test_format_is_no_number(pool: Path, value: str) -> None:
     assert "damaged" in refused(pool)
 
 
+def test_schema_is_no_text(pool: Path) -> None:
+    """Goal: damage in what SQLite quotes is damage. Method: a byte of a statement, not UTF-8.
+
+    Soak of corruptions, seed 83724.
+    """
+    path = pool / "volcore.db"
+    found = path.read_bytes()
+    place = found.index(b"CREATE TABLE", found.index(b"local_format"))
+    path.write_bytes(found[:place] + b"\xe5" + found[place + 1 :])
+    assert "damaged" in refused(pool)
+
+
 def test_lost_commits(pool: Path, tmp_path: Path) -> None:
     """Goal: a log that was lost is missed. Method: put the database back as it was."""
     shutil.copyfile(pool / "volcore.db", tmp_path / "old")
