@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -288,6 +289,44 @@ def test_failed_sync(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> 
         assert found[2 * B :] == kept[2 * B :]
         assert found[: 2 * B] in {kept[: 2 * B], b"x" * 2 * B}
         device.write(0, b"y", fua=True)
+
+
+def test_failed_sync_of_two_flushes(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: what a sync lost is acknowledged to nobody.
+
+    Method: as the kernel does, tell one of those that sync a file at the same time, and that late.
+    """
+    alone = threading.Barrier(2)
+    first = threading.Lock()
+
+    def sync(fd: int) -> None:
+        if first.acquire(blocking=False):
+            with suppress(threading.BrokenBarrierError):
+                alone.wait(1)
+            time.sleep(0.2)
+            raise OSError(errno.EIO, "Input/output error")
+        alone.wait(1)
+
+    outcomes: list[str] = []
+
+    def flush(device: BlockDevice) -> None:
+        try:
+            device.flush()
+            outcomes.append("durable")
+        except BackendIOError:
+            outcomes.append("lost")
+
+    device = backend.open_device("v", read_only=False)
+    device.write(0, b"x" * B)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", sync)
+        threads = [threading.Thread(target=flush, args=(device,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert outcomes == ["lost", "lost"]
+    device.close()
 
 
 def test_names_of_a_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 Write order: data, sync of the data, pages (with the catalog's changes, if any), then holes.
 """
 
+import threading
 import time
 from array import array
 from collections.abc import Iterable, Sequence
@@ -56,6 +57,11 @@ class Durability:
         self._store = chunks.store
         self._eased_s = 0.0
         self._all_synced = False
+        self._syncing = threading.Lock()
+        """A leaf. One sync at a time: of several the kernel tells a single one of a failure."""
+        self._syncs_begun = 0
+        self._synced: set[int] = set()
+        """Layers of the sync that began last, once it has ended."""
         self.noted: dict[int, None] = {}
         """Chunks with a durable note, oldest first.
 
@@ -224,14 +230,21 @@ class Durability:
         return sealed
 
     def _sync(self, layer_ids: set[int]) -> None:
-        self._check()
-        for layer_id in layer_ids:
-            try:
-                self._store.files.sync(layer_id)
-            except VolcoreError:
-                # The kernel may have dropped what it could not write: memory no longer knows.
-                self._chunks.stop_writes(broken=True)
-                raise
+        begun = self._syncs_begun
+        with self._syncing:
+            self._check()
+            if self._syncs_begun > begun and layer_ids <= self._synced:
+                return  # one that began after this call has done it
+            self._syncs_begun += 1
+            self._synced = set()
+            for layer_id in layer_ids:
+                try:
+                    self._store.files.sync(layer_id)
+                except VolcoreError:
+                    # The kernel may have dropped what it could not write: memory no longer knows.
+                    self._chunks.stop_writes(broken=True)
+                    raise
+            self._synced = layer_ids
 
     def _put(self, sealed: Sequence[Sealed]) -> None:
         """Write the pages that no newer flush has overtaken."""
