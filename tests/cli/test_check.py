@@ -54,6 +54,9 @@ def test_sound(site):
         assert (document["kind"], document["phase"]) == ("Operation", "SUCCEEDED")
         assert document["check"]["checked_bytes"] == C
         assert document["check"]["damage"] == []
+    lines = site.volcore("operation", "list").stdout.splitlines()
+    targets = {line.split()[2] for line in lines if " scrub " in line}
+    assert targets == {"pools/p"}
 
 
 def test_damaged_and_healed(site):

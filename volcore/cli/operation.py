@@ -34,7 +34,7 @@ OperationArgument = Annotated[
 COLUMNS: Columns = [
     ("ID", lambda operation: short(operation.name)),
     ("ACTION", lambda operation: operation.action),
-    ("TARGET", lambda operation: "/".join(operation.target.split("/")[2:])),
+    ("TARGET", lambda operation: _target(operation)),
     ("PHASE", lambda operation: _phase(operation)),
     ("DONE>", lambda operation: _done(operation)),
     ("CREATED", created),
@@ -144,6 +144,11 @@ def wait_for(session: Session, name: str, *, timeout_s: float | None = None) -> 
         )
     say(f"{now.action} of {short(now.target)} is done")
     return now
+
+
+def _target(operation: "Operation") -> str:
+    """Return the name within the pool, or of the pool where that is the target."""
+    return "/".join(operation.target.split("/")[2:]) or str(operation.target)
 
 
 def _phase(operation: "Operation") -> str:
