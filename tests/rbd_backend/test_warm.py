@@ -350,6 +350,7 @@ def test_killed_at_each_commit(site, ceph_cluster, ceph_pool):
         server.keep()
         for name in (*names, "again"):
             server.engine.volumes.delete("p", name)
+        assert server.engine.deletions.wait(60)
     assert at > 10
 
 
