@@ -1,13 +1,19 @@
 """Opening backends on test pools, and looking at pools around the code under test."""
 
+import json
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.connection import ClusterOptions
+from volcore.limits import MIB
 from volcore.testing.cluster import CephAccess, CephCluster
+from volcore.testing.device_contract import put
 
+GOLD_SIZE_BYTES = 8 * MIB
 POOL_OBJECTS = {"rbd_directory", "rbd_info", "rbd_trash", "volcore_catalog", "volcore_directory"}
 
 
@@ -28,6 +34,13 @@ def opened(access: CephAccess, pool: str, **changes: Any) -> Iterator[RbdBackend
     backend.open()
     with closing(backend):
         yield backend
+
+
+def make_gold(backend: RbdBackend, size_bytes: int = GOLD_SIZE_BYTES) -> None:
+    """Make the volume `gold` with a snapshot `s`."""
+    backend.create("gold", size_bytes)
+    put(backend, "gold", 0, b"gold")
+    backend.create_snapshot("gold", "s")
 
 
 @contextmanager
@@ -68,3 +81,27 @@ def has_head(ioctx: Any, name: str) -> bool:
     except rados.ObjectNotFound:
         return False
     return True
+
+
+def client_counters(path: Path) -> dict[str, int]:
+    """What librados counts of its requests, asked over its admin socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b'{"prefix": "perf dump", "format": "json"}\0')
+        with client.makefile("rb") as file:
+            length = int.from_bytes(file.read(4), "big")
+            return dict(json.loads(file.read(length))["objecter"])
+
+
+@contextmanager
+def counted(access: CephAccess, pool: str, directory: Path) -> Iterator[tuple[RbdBackend, Path]]:
+    """A backend with the short path, and the admin socket of its client."""
+    at = directory / "client.asok"
+    conf = directory / "ceph.conf"
+    conf.write_text(access.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
+    chosen = options(access, conf_path=str(conf))
+    backend = RbdBackend(Cluster(chosen), pool, direct=True, lock=True)
+    backend.open()
+    with closing(backend):
+        backend.wait_for_short_path()
+        yield backend, at

@@ -1,19 +1,23 @@
 """Clones by the short path: as few rounds as promised, whole or gone after any cut."""
 
 import itertools
-import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from rbd_backend.pools import leftovers, opened, options, raw_pool
+from rbd_backend.pools import (
+    GOLD_SIZE_BYTES,
+    client_counters,
+    counted,
+    leftovers,
+    make_gold,
+    opened,
+    raw_pool,
+)
 from rbd_backend.test_pool import ceph_cluster_command
 from volcore.backends.contract import ShortPathState
-from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.plan import header_object, listing
 from volcore.backends.rbd.direct.waves import Write
@@ -30,22 +34,7 @@ from volcore.errors import (
 from volcore.limits import GIB, MIB, TIB
 from volcore.testing.device_contract import fetch, put
 
-SIZE = 8 * MIB
-
-
-@pytest.fixture
-def direct(ceph_cluster, ceph_pool):
-    """A backend whose clones take the short path, with the snapshot `gold`, `s`."""
-    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
-        assert backend.wait_for_short_path().state is ShortPathState.ON
-        make_gold(backend)
-        yield backend
-
-
-def make_gold(backend, size_bytes=SIZE):
-    backend.create("gold", size_bytes)
-    put(backend, "gold", 0, b"gold")
-    backend.create_snapshot("gold", "s")
+SIZE = GOLD_SIZE_BYTES
 
 
 def plans_of(backend, names):
@@ -91,33 +80,16 @@ def test_rounds(direct):
 
 def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
     """Goal: the count above hides nothing. Method: librados' own counters."""
-    at = tmp_path / "client.asok"
-    conf = tmp_path / "ceph.conf"
-    conf.write_text(ceph_cluster.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
-    backend = RbdBackend(
-        Cluster(options(ceph_cluster, conf_path=str(conf))), ceph_pool, direct=True, lock=True
-    )
-    backend.open()
-    backend.wait_for_short_path()
-    make_gold(backend)
-    backend.clone("gold", "s", "first", SIZE)
-    backend._session().direct.flush()
-    before = objecter(at)
-    backend.clone("gold", "s", "second", SIZE)
-    backend._session().direct.flush()
-    after = objecter(at)
-    backend.close()
+    with counted(ceph_cluster, ceph_pool, tmp_path) as (backend, at):
+        make_gold(backend)
+        backend.clone("gold", "s", "first", SIZE)
+        backend._session().direct.flush()
+        before = client_counters(at)
+        backend.clone("gold", "s", "second", SIZE)
+        backend._session().direct.flush()
+        after = client_counters(at)
     assert after["op_r"] - before["op_r"] == 0
     assert after["op_w"] - before["op_w"] == 7
-
-
-def objecter(path: Path) -> dict[str, int]:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        client.sendall(b'{"prefix": "perf dump", "format": "json"}\0')
-        with client.makefile("rb") as file:
-            length = int.from_bytes(file.read(4), "big")
-            return dict(json.loads(file.read(length))["objecter"])
 
 
 def test_cut_anywhere(direct, ceph_cluster, ceph_pool):

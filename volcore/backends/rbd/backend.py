@@ -25,7 +25,7 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import clones
+from volcore.backends.rbd import clones, snapshots
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
@@ -47,7 +47,6 @@ from volcore.backends.refusals import (
     read_only as refuse_writing,
 )
 from volcore.errors import (
-    ExhaustedError,
     NotFoundError,
     OperationPendingError,
     Reason,
@@ -235,28 +234,8 @@ class RbdBackend(VolumeBackend):
                 yield entry.volume_id
 
     def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
-        """See `VolumeBackend.create_snapshot`.
-
-        Raises:
-            ExhaustedError: TOO_MANY_SNAPSHOTS; deleted ones that still have clones count.
-        """
-        session = self._changing()
-        entry = clones.existing(session, volume_id)
-        with (
-            session.handles.image(volume_id, entry.image_id) as image,
-            translated(
-                f"snapshot volume {volume_id}",
-                missing=volume_missing(volume_id),
-                exists=id_taken(snapshot_id),
-            ),
-        ):
-            if len(session.headers.snaps(entry.image_id)) >= SNAPSHOTS_PER_VOLUME_MAX:
-                raise ExhaustedError(
-                    f"volume {volume_id} has {SNAPSHOTS_PER_VOLUME_MAX} snapshots, the most"
-                    " allowed (deleted ones that still have clones count); delete or flatten",
-                    reason=Reason.TOO_MANY_SNAPSHOTS,
-                )
-            image.create_snap(snapshot_id)
+        """See `VolumeBackend.create_snapshot`; deleted ones that still have clones count, too."""
+        snapshots.create(self._changing(), volume_id, snapshot_id)
 
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.delete_snapshot`."""

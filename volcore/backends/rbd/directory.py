@@ -8,6 +8,7 @@ Rows of the omap object `volcore_directory` (docs/formats/omap.md):
 `v/<volume id>` - a volume: its image id, or, while it is being made, none yet, or the link of the
 direct clone that is being made;
 `t/<image id>` - the image of a deleted volume, until no clone needs it: the name it had;
+`n/<number>` - a snapshot number in stock, or the image that a snapshot with it is being made of;
 `s/server` - who served this pool last, until that one has stopped cleanly;
 `s/proof`, `s/proving` - what is known of direct clones, and whether scratch images may exist.
 
@@ -17,7 +18,7 @@ Invariants:
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ LINK_FORMAT: Final = 2
 
 _VOLUME: Final = "v/"
 _TRASH: Final = "t/"
+_NUMBER: Final = "n/"
 _SERVER: Final = "s/server"
 _PROOF: Final = "s/proof"
 _PROVING: Final = "s/proving"
@@ -135,6 +137,32 @@ class Directory:
         """Delete the row of an image that is gone."""
         self._omap.commit(expect={}, removals=(_TRASH + image_id,))
 
+    def add_numbers(self, snaps: Collection[int]) -> None:
+        """Write down new snapshot numbers, which nothing uses yet."""
+        self._omap.commit(expect={}, puts={_number_key(snap): _encode() for snap in snaps})
+
+    def using_number(self, op: Any, snap: int, image_id: str) -> None:
+        """Put into a write operation that a snapshot of the image is being made with a number.
+
+        It fails with ECANCELED, and changes nothing, unless the number is in stock.
+        """
+        key = _number_key(snap)
+        self._omap.fill(op, expect={key: _encode()}, puts={key: _encode(image=image_id)})
+
+    def dropping_number(self, op: Any, snap: int) -> None:
+        """Put into a write operation that a number is not volcore's any more."""
+        self._omap.fill(op, expect={}, removals=(_number_key(snap),))
+
+    def restore_number(self, snap: int, image_id: str) -> None:
+        """Write down that no snapshot of the image was made with a number; it is in stock again."""
+        key = _number_key(snap)
+        self._omap.commit(expect={key: _encode(image=image_id)}, puts={key: _encode()})
+
+    def numbers(self) -> Iterator[tuple[int, str]]:
+        """Yield all numbers, ascending, each with the image that it is in use for, or empty."""
+        for key, raw in self._omap.walk(_NUMBER):
+            yield int(key.removeprefix(_NUMBER), 16), _decode(raw).get("image", "")
+
     def proof(self) -> str:
         """Return for what direct clones were proven right, empty if for nothing."""
         raw = self._omap.find(_PROOF)
@@ -166,6 +194,11 @@ class Directory:
             self._omap.commit(expect={}, removals=(_SERVER,))
         else:
             self._omap.commit(expect={}, puts={_SERVER: server})
+
+
+def _number_key(snap: int) -> str:
+    """Return the key of the row of a snapshot number; ascending numbers have ascending keys."""
+    return f"{_NUMBER}{snap:016x}"
 
 
 def _encode(**fields: str) -> bytes:

@@ -117,6 +117,12 @@ class Handles:
                 )
             yield
 
+    @contextmanager
+    def closed(self, volume_id: str) -> Iterator[bool]:
+        """Lend whether the volume is closed in this process; while it is, it stays so."""
+        with self._pinned(volume_id, keep=False) as slot, slot.gate:
+            yield slot.references == 0
+
     def has_device(self, volume_id: str, snapshot_id: str) -> bool:
         """Return whether a device is open on a snapshot."""
         slot = self._slots.get(volume_id)

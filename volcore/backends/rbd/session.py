@@ -209,6 +209,7 @@ class Session:
                 else:
                     self.direct.recovery.settle(entry)
             self.direct.recovery.sweep(self.in_flight)
+            self.direct.settle_snapshots()
         return self.reaper.collect()
 
     def rbd_image(self, image_id: str) -> Any:

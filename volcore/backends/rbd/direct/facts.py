@@ -43,7 +43,7 @@ _USUAL_ROWS: Final = frozenset(
         "snap_seq",
     }
 )
-"""Rows of a header that mean nothing special for its clones."""
+"""Rows of a header that mean nothing special."""
 _USUAL_PREFIXES: Final = ("snapshot_", "snap_children_")
 
 
@@ -156,9 +156,14 @@ class FactsCache:
         if (features & ~wire.OPERATIONS) != self._features:
             return f"the source has the rbd features {features:#x}"
         for key in omap_keys(self._ioctx, header_object(image_id)):
-            if key not in _USUAL_ROWS and not key.startswith(_USUAL_PREFIXES):
+            if not is_usual_row(key):
                 return f"the source's header has a row {key}"
         return unusual_pool(self._ioctx)
+
+
+def is_usual_row(key: str) -> bool:
+    """Return whether a row of a header means nothing special for clones and snapshots."""
+    return key in _USUAL_ROWS or key.startswith(_USUAL_PREFIXES)
 
 
 def unusual_pool(ioctx: Any) -> str:

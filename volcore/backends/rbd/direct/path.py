@@ -1,4 +1,4 @@
-"""The short path of one pool: whether it may be used, and clones made by it."""
+"""The short path of one pool: whether it may be used, clones and snapshots made by it."""
 
 import logging
 import threading
@@ -11,6 +11,9 @@ from volcore.backends.rbd.direct.cloner import Cloner, Source, StaleFactsError
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
 from volcore.backends.rbd.direct.proof import Proof, StoppedError, proof_key
 from volcore.backends.rbd.direct.recovery import DirectRecovery
+from volcore.backends.rbd.direct.snapshotter import Outcome, Snapshotter
+from volcore.backends.rbd.direct.snapshotter import Source as SnapshotSource
+from volcore.backends.rbd.direct.stock import Stock
 from volcore.backends.rbd.direct.waves import Waves
 from volcore.backends.rbd.directory import Directory, Entry
 from volcore.backends.rbd.header import Headers
@@ -21,7 +24,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class DirectPath:
-    """Direct clones of one pool; any thread."""
+    """Direct clones and snapshots of one pool; any thread."""
 
     def __init__(
         self,
@@ -44,6 +47,8 @@ class DirectPath:
         self._cloner = Cloner(
             self.waves, directory, self.recovery, self._facts, order=order, features=features
         )
+        self._stock = Stock(ioctx, directory)
+        self._snapshotter = Snapshotter(self.waves, directory, headers, self._stock, features)
         self._state = ShortPath(state=ShortPathState.OFF, detail="not started")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -65,6 +70,7 @@ class DirectPath:
         except VolcoreError as err:
             self._state = ShortPath(state=ShortPathState.REFUSED, detail=err.message)
             return
+        self._stock.start()
         if self._directory.proof() == key and not self._directory.proving():
             self._state = ShortPath(state=ShortPathState.ON, detail=key)
             return
@@ -85,7 +91,20 @@ class DirectPath:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self._cloner.flush()
+        self._stock.close()
+        self.flush()
+
+    def snapshot(self, volume_id: str, image_id: str, snapshot_id: str) -> Outcome:
+        """Make a snapshot of a volume that is closed in this process; see `Snapshotter.create`."""
+        if self._state.state is not ShortPathState.ON:
+            return Outcome.REFUSED
+        return self._snapshotter.create(
+            SnapshotSource(volume_id=volume_id, image_id=image_id, snapshot_id=snapshot_id)
+        )
+
+    def settle_snapshots(self) -> None:
+        """Delete what snapshots cut short have left."""
+        self._snapshotter.settle()
 
     def clone(
         self,
@@ -120,8 +139,9 @@ class DirectPath:
         self._cloner.settled(volume_id)
 
     def flush(self) -> None:
-        """Return when no write to any row is under way."""
+        """Return when no write behind an answer is under way."""
         self._cloner.flush()
+        self._snapshotter.flush()
 
     def forget(self, volume_id: str) -> None:
         """Forget what is known of a volume whose snapshots change."""
@@ -132,6 +152,7 @@ class DirectPath:
             self._cluster,
             self.waves,
             self._directory,
+            self._stock,
             order=self._order,
             features=self._features,
             stop=self._stop,
@@ -153,7 +174,7 @@ class DirectPath:
         except VolcoreError as err:
             difference = f"the comparison failed: {err}"
         if difference:
-            _LOG.warning("clones are made through librbd only: %s", difference)
+            _LOG.warning("clones and snapshots are made through librbd only: %s", difference)
             self._state = ShortPath(state=ShortPathState.REFUSED, detail=difference)
         else:
             self._state = ShortPath(state=ShortPathState.ON, detail=key)

@@ -1,18 +1,21 @@
-"""Comparing a direct clone with librbd's own on the cluster at hand, before any is made for use.
+"""Comparing direct clones and snapshots with librbd's own on the cluster at hand, before any use.
 
 One scratch image, two clones of it, one by librbd and one directly, through the same life: opened,
-read through the parent, written, snapshot, flattened, removed, by librbd. After each step headers,
-object maps and the parent's links must be equal, but for ids and times. A second pair is larger
-than the parent. The scratch images have rows nowhere; a row of the directory says that they may
-exist, from before the first until after the last.
+read through the parent, written, snapshot (one by librbd, one directly), written again, compared
+with the snapshot, cloned from it, rolled back, flattened, removed, by librbd. After each step
+headers, object maps, the parent's links, and the bytes of disk and snapshot must be equal, but for
+ids and times. A second pair is larger than the parent. The scratch images have rows nowhere; a row
+of the directory says that they may exist, from before the first until after the last.
 """
 
 import hashlib
 import json
+import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
@@ -26,19 +29,29 @@ from volcore.backends.rbd.direct.plan import (
     map_object,
     new_image_id,
 )
+from volcore.backends.rbd.direct.snapshotter import Outcome, Snapshotter, Source
+from volcore.backends.rbd.direct.stock import Stock
 from volcore.backends.rbd.direct.waves import Waves, calling
 from volcore.backends.rbd.directory import Directory, Link
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import Headers
 from volcore.errors import NotFoundError
+from volcore.limits import CHUNK_SIZE_BYTES
 
-SCHEME: Final = 1
+SCHEME: Final = 2
 """Raised whenever what is written, or what is compared, changes."""
 SCRATCH: Final = ".volcore-proof"
 _PAIRS: Final = ((0, "same size"), (3, "larger"))
 """Objects by which a clone is larger than its parent."""
 _PARENT_OBJECTS: Final = 5
+_SNAPSHOT: Final = "q"
+_CHILD: Final = ".child"
+"""Suffix of a clone's clone."""
+_DIGEST_BYTES: Final = 64 << 10
+_NUMBERS_TIMEOUT_S: Final = 60.0
 _PAGE_ROWS: Final = 1000
+_TIME_ERROR_S_MAX: Final = 24 * 3600
+"""By how much a time in a row may differ from our clock."""
 _TIMES: Final = frozenset({"access_timestamp", "create_timestamp", "modify_timestamp"})
 _CHILD_OPTIONS: Final = (
     ("rbd_default_data_pool", ""),
@@ -54,7 +67,7 @@ class StoppedError(Exception):
 
 
 class DifferenceError(Exception):
-    """A direct clone is not what librbd makes."""
+    """A direct clone or snapshot is not what librbd makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +105,7 @@ class Proof:
         cluster: Cluster,
         waves: Waves,
         directory: Directory,
+        stock: Stock,
         *,
         order: int,
         features: int,
@@ -102,6 +116,8 @@ class Proof:
         self._ioctx = waves.ioctx
         self._directory = directory
         self._headers = Headers(waves.ioctx)
+        self._stock = stock
+        self._snapshotter = Snapshotter(waves, directory, self._headers, stock, features)
         self._order = order
         self._features = features
         self._stop = stop
@@ -136,6 +152,7 @@ class Proof:
         """Delete all scratch images; idempotent."""
         for suffix in ("theirs", "ours"):
             for number in range(len(_PAIRS)):
+                self._delete(f"{SCRATCH}.{suffix}{number}{_CHILD}")
                 self._delete(f"{SCRATCH}.{suffix}{number}")
         self._drop_dangling_links()
         self._delete(SCRATCH)
@@ -195,26 +212,69 @@ class Proof:
 
     def _live(self, pairs: list[_Pair], snap: int) -> None:
         """Let librbd use all clones alike, and look after each step."""
-        steps: tuple[tuple[str, Callable[[Any], object]], ...] = (
+        steps: tuple[tuple[str, Callable[[Any], object] | None], ...] = (
             ("reading", _read),
             ("writing", lambda image: image.write(b"child", 1 << self._order)),
             ("copying up", lambda image: image.write(b"child", 100)),
-            ("a snapshot", lambda image: image.create_snap("q")),
+            ("a snapshot", None),
+            ("writing after it", self._write_more),
             ("a discard", lambda image: image.discard(0, 1 << self._order)),
+            ("cloning the snapshot", self._clone_snapshot),
+            ("rolling back", lambda image: image.rollback_to_snap(_SNAPSHOT)),
             ("flattening", lambda image: image.flatten()),
-            ("deleting the snapshot", lambda image: image.remove_snap("q")),
+            ("deleting the snapshot", lambda image: image.remove_snap(_SNAPSHOT)),
         )
         for what, step in steps:
             self._step()
-            self._everywhere([name for pair in pairs for name in pair.names], step)
+            if step is None:
+                self._snapshot(pairs)
+            else:
+                self._everywhere([name for pair in pairs for name in pair.names], step)
             for pair in pairs:
                 self._same(pair, snap, what)
-                contents = {self._content(name) for name in pair.names}
-                if len(contents) != 1:
-                    raise DifferenceError(f"after {what} the clones have different bytes")
+                contents = [self._content(name) for name in pair.names]
+                if contents[0] != contents[1]:
+                    raise DifferenceError(f"after {what} the clones have different bytes or diffs")
         links = self._rows(header_object(self._id(SCRATCH))).get(wire.children_key(snap))
         if links not in (None, bytes(4)):
             raise DifferenceError("after flattening the parent still has links")
+
+    def _snapshot(self, pairs: list[_Pair]) -> None:
+        """Make a snapshot of each clone: of librbd's through librbd, of ours directly."""
+        self._everywhere(
+            [pair.theirs for pair in pairs], lambda image: image.create_snap(_SNAPSHOT)
+        )
+        if not self._stock.wait(len(pairs), _NUMBERS_TIMEOUT_S):
+            raise DifferenceError("the monitors give no snapshot numbers")
+        for pair in pairs:
+            self._step()
+            source = Source(
+                volume_id=pair.ours, image_id=self._id(pair.ours), snapshot_id=_SNAPSHOT
+            )
+            outcome = self._snapshotter.create(source)
+            if outcome is not Outcome.MADE:
+                raise DifferenceError(f"a direct snapshot was {outcome.value}")
+        self._snapshotter.flush()
+
+    def _write_more(self, image: Any) -> None:
+        """Write where there is something, and where nothing was."""
+        image.write(b"later", 1 << self._order)
+        image.write(b"later", 3 << self._order)
+
+    def _clone_snapshot(self, image: Any) -> None:
+        """Let librbd clone the snapshot, read the clone, and delete it."""
+        name = image.get_name()
+        librbd = self._rbd.RBD()
+        librbd.clone(
+            self._ioctx, name, _SNAPSHOT, self._ioctx, name + _CHILD, self._features, self._order
+        )
+        with self._rbd.Image(self._ioctx, name + _CHILD, read_only=True) as child:
+            found = _digest(child)
+        image.set_snap(_SNAPSHOT)
+        if _digest(image) != found:
+            raise DifferenceError("a clone of a direct snapshot has other bytes")
+        image.set_snap(None)
+        librbd.remove(self._ioctx, name + _CHILD)
 
     def _everywhere(self, names: list[str], step: Callable[[Any], object]) -> None:
         """Do one step to all clones at once: snapshots then share a proposal of the monitors."""
@@ -238,10 +298,18 @@ class Proof:
         if raised:
             raise raised[0]
 
-    def _content(self, name: str) -> bytes:
-        """Return a digest of what a reader of the clone gets."""
+    def _content(self, name: str) -> list[object]:
+        """Return what a reader gets of a clone, of its snapshot, and of what lies between."""
+        found: list[object] = []
         with translated(f"read {name}"), self._rbd.Image(self._ioctx, name) as image:
-            return hashlib.sha256(image.read(0, image.size())).digest()
+            snapshots = [one["name"] for one in image.list_snaps()]
+            for snapshot in snapshots:
+                image.set_snap(snapshot)
+                found += [_digest(image), _differences(image, None)]
+                image.set_snap(None)
+            found.append(_digest(image))
+            found += [_differences(image, snapshot) for snapshot in (None, *snapshots)]
+        return found
 
     def _same(self, pair: _Pair, snap: int, when: str) -> None:
         """Raise DifferenceError unless librbd's clone and ours are stored alike."""
@@ -285,8 +353,8 @@ class Proof:
             newest = int.from_bytes(value, "little")
             return b"newest" if newest >= max(snaps, default=1) else value
         if key.startswith("snapshot_"):
-            snapshot = self._headers.snapshot(image_id, int(key.removeprefix("snapshot_"), 16))
-            return repr(replace(snapshot, snap=0)).encode() + bytes([len(value) & 255])
+            snap = int(key.removeprefix("snapshot_"), 16).to_bytes(8, "little")
+            value = _without_times(value[:6] + value[6:14].replace(snap, b"SNAPSHOT") + value[14:])
         return value.replace(name.encode(), b"NAME")
 
     def _rows(self, name: str) -> dict[str, bytes]:
@@ -355,3 +423,31 @@ class Proof:
 def _read(image: Any) -> None:
     if image.read(0, 6) != b"parent":
         raise DifferenceError("librbd does not read the parent's bytes through a direct clone")
+
+
+def _digest(image: Any) -> bytes:
+    """Return a digest of the beginning of each object, where the steps above write."""
+    found = hashlib.sha256()
+    for at in range(0, image.size(), CHUNK_SIZE_BYTES):
+        found.update(image.read(at, _DIGEST_BYTES))
+    return found.digest()
+
+
+def _differences(image: Any, from_snapshot: str | None) -> list[tuple[int, int, bool]]:
+    """Return what librbd tells of the differences to a snapshot, by object maps and exactly."""
+    found: list[tuple[int, int, bool]] = []
+    for whole_object in (True, False):
+        image.diff_iterate(
+            0, image.size(), from_snapshot, lambda *one: found.append(one), True, whole_object
+        )
+    return sorted(found)
+
+
+def _without_times(value: bytes) -> bytes:
+    """Return a row without the times in it that are about now."""
+    found = bytearray(value)
+    for at in range(len(value) - 7):
+        seconds, nanoseconds = struct.unpack_from("<II", value, at)
+        if abs(seconds - time.time()) < _TIME_ERROR_S_MAX and nanoseconds < 10**9:
+            found[at : at + 8] = b"the-time"
+    return bytes(found)

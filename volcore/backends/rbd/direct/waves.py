@@ -7,10 +7,14 @@ stand in one wave.
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.errmap import ceph_errors, error_of
+
+NOTIFY_TIMEOUT_MS: Final = 2000
+"""How long a dead client that still counts as watching holds a notification up."""
+_REPLY_BYTES_MAX: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,23 @@ class Pending:
         return int(self._completion.get_return_value())
 
 
+class Reply:
+    """A question that is under way."""
+
+    def __init__(self, start: Callable[[Callable[..., None]], Any]) -> None:
+        """Start it: `start` gets the function to call back, and returns the completion."""
+        self._found: tuple[Any, ...] = ()
+        self._completion = start(self._keep)
+
+    def _keep(self, _: Any, *found: Any) -> None:
+        self._found = found
+
+    def wait(self) -> tuple[int, tuple[Any, ...]]:
+        """Return 0 or more, or the negative errno, and what the binding calls back with."""
+        self._completion.wait_for_complete_and_cb()
+        return int(self._completion.get_return_value()), self._found
+
+
 class Waves:
     """Sends writes to one pool; any thread."""
 
@@ -65,6 +86,35 @@ class Waves:
         with self._lock:
             self.write_count += 1
         return pending
+
+    def read(self, name: str, length_bytes: int) -> Reply:
+        """Start to read an object from its beginning."""
+        return self._ask(name, lambda back: self.ioctx.aio_read(name, length_bytes, 0, back))
+
+    def call(self, name: str, owner: str, method: str, body: bytes) -> Reply:
+        """Start to call a method, which only reads, of the OSD class `owner`."""
+        return self._ask(
+            name,
+            lambda back: self.ioctx.aio_execute(
+                name, owner, method, body, _REPLY_BYTES_MAX, oncomplete=back
+            ),
+        )
+
+    def notify(self, name: str, message: str) -> Reply:
+        """Start to tell all who watch an object; found: errno, who answered, who did not.
+
+        Order: behind the writes to that object that were sent before, in the absence of failures.
+        """
+        return self._ask(
+            name, lambda back: self.ioctx.aio_notify(name, back, message, NOTIFY_TIMEOUT_MS)
+        )
+
+    def _ask(self, name: str, start: Callable[[Callable[..., None]], Any]) -> Reply:
+        """Start a question; errors as `send`."""
+        try:
+            return Reply(start)
+        except ceph_errors() as err:
+            raise error_of(err, f"ask {name}") from err
 
     def run(
         self, writes: Sequence[Write], *, beside: Callable[[], None] | None = None

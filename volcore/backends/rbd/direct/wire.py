@@ -25,6 +25,11 @@ CLONE_CHILD: Final = 2
 MAP_BLOCK_BYTES: Final = 4096
 """Part of an object map that has a checksum of its own."""
 
+HEADER_UPDATE: Final = "\x07\x01\x04\0\0\0\x03\0\0\0"
+"""What librbd tells those who watch a header that has changed."""
+LOCK_QUESTION: Final = b"\x01\x01\x0c\0\0\0\x08\0\0\0rbd_lock"
+"""Argument of `lock.get_info` for the lock that a writer of an image holds."""
+
 _ALL_ONES: Final = 0xFFFFFFFF
 
 
@@ -98,6 +103,23 @@ def header_rows(
         "size": struct.pack("<Q", size_bytes),
         "snap_seq": bytes(8),
     }
+
+
+def new_snapshot(snap: int, name: str) -> bytes:
+    """Return the argument of `snapshot_add` for a snapshot of a user."""
+    return string(name) + struct.pack("<Q", snap) + framed(1, 1, bytes(4))
+
+
+def lockers(reply: bytes) -> int:
+    """Return how many hold a lock, from the answer of `lock.get_info`."""
+    return int(struct.unpack_from("<I", reply, 6)[0])
+
+
+def mapped_objects(object_map: bytes) -> int:
+    """Return of how many objects an object map tells; -1 if it is none."""
+    if len(object_map) < 18:
+        return -1
+    return int(struct.unpack_from("<Q", object_map, 10)[0])
 
 
 @lru_cache(maxsize=16)

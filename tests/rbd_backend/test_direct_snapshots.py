@@ -1,0 +1,333 @@
+"""Snapshots by the short path: few rounds, whole or gone after any cut, right beside clients."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from rbd_backend.pools import (
+    GOLD_SIZE_BYTES,
+    client_counters,
+    counted,
+    leftovers,
+    make_gold,
+    opened,
+    raw_pool,
+)
+from volcore.backends.contract import ShortPathState
+from volcore.backends.rbd.direct import snapshotter, stock
+from volcore.backends.rbd.direct.snapshotter import Outcome
+from volcore.backends.rbd.direct.waves import Waves
+from volcore.errors import ConflictError, ExhaustedError, NotFoundError, Reason, UnavailableError
+from volcore.limits import MIB
+from volcore.testing.device_contract import covered, fetch, put
+
+CHUNK = 4 * MIB
+FULL_CUTS = (*(range(count) for count in range(6)), (0, 1, 2, 4))
+"""Writes that a crash may leave: row, map's copy, snapshot; then, in any order, no row, map."""
+
+
+@pytest.fixture
+def volume(direct):
+    """The backend with a volume `v` that holds something in its first chunk."""
+    direct.create("v", 4 * CHUNK)
+    put(direct, "v", 0, b"old")
+    assert direct._session().direct._stock.wait(8, 30)
+    return direct
+
+
+def snapshots_of(backend, volume_id="v"):
+    return backend.describe(volume_id).snapshot_ids
+
+
+def used_numbers(backend):
+    return [snap for snap, image_id in backend._session().directory.numbers() if image_id]
+
+
+def waves_of(backend, act):
+    waves = backend._session().direct.waves
+    before = waves.wave_count
+    act()
+    return waves.wave_count - before
+
+
+@contextmanager
+def only(monkeypatch, backend, numbers):
+    """Let only some of the writes that follow be sent; the others find a dead connection."""
+    count = iter(range(100))
+    send = Waves.send
+
+    def limited(self, write):
+        if next(count) not in numbers:
+            raise UnavailableError("cut", reason=Reason.CLUSTER_UNREACHABLE)
+        return send(self, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Waves, "send", limited)
+        yield
+
+
+def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
+    """Goal: at most four rounds: one read of the row, three waves. Method: librados' counters."""
+    with counted(ceph_cluster, ceph_pool, tmp_path) as (backend, at):
+        make_gold(backend)
+        session = backend._session()
+        session.direct.flush()
+        before = client_counters(at)
+        assert waves_of(backend, lambda: backend.create_snapshot("gold", "t")) == 3
+        session.direct.flush()
+        after = client_counters(at)
+    writes = ("row", "copy of the map", "snapshot", "no row", "map")
+    assert after["op_w"] - before["op_w"] == len(writes)
+    reads = ("volume's row", "header", "map", "map again", "lock", "watchers", "watchers again")
+    assert after["op_r"] - before["op_r"] <= len(reads)
+
+
+def test_cut_anywhere(volume, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: made or not. Method: each set of writes that a crash may leave, then recovery."""
+    clean = leftovers(ceph_cluster, ceph_pool)
+    for number, cut in enumerate(FULL_CUTS):
+        name = f"s{number}"
+        with only(monkeypatch, volume, cut):
+            try:
+                volume.create_snapshot("v", name)
+            except UnavailableError:
+                assert cut != range(5)
+        assert (name in snapshots_of(volume)) == (2 in cut), cut
+        put(volume, "v", CHUNK, b"new%d" % number)
+        volume.collect()
+        assert used_numbers(volume) == []
+        assert (name in snapshots_of(volume)) == (2 in cut), cut
+        if 2 in cut:
+            assert fetch(volume, "v", CHUNK, 4, name) != b"new%d" % number
+            found = volume.diff("v", name, None)
+            assert covered(found, CHUNK)
+            assert not covered(found, 2 * CHUNK)
+            volume.delete_snapshot("v", name)
+        assert leftovers(ceph_cluster, ceph_pool) - clean <= data_of(volume), cut
+
+
+def data_of(backend):
+    prefix = f"rbd_data.{backend._session().headers.image_id('v')}."
+    return {f"{prefix}{number:016x}" for number in range(4)}
+
+
+def test_recovery_cut_anywhere(volume, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: recovery can be cut, too. Method: fail before each of its writes, then repeat it."""
+    clean = leftovers(ceph_cluster, ceph_pool)
+    for allowed in range(4):
+        with only(monkeypatch, volume, (0, 1)), pytest.raises(UnavailableError):
+            volume.create_snapshot("v", "s")
+        with only(monkeypatch, volume, range(allowed)):
+            try:
+                volume.collect()
+            except UnavailableError:
+                assert allowed < 3
+        volume.collect()
+        assert used_numbers(volume) == []
+        assert snapshots_of(volume) == ()
+        assert leftovers(ceph_cluster, ceph_pool) == clean
+    volume.create_snapshot("v", "s")
+    assert snapshots_of(volume) == ("s",)
+
+
+def test_a_volume_deleted_after_a_crash(volume, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: the copy of a map outlives no volume. Method: crash, delete, recover."""
+    clean = leftovers(ceph_cluster, ceph_pool) - data_of(volume)
+    with only(monkeypatch, volume, (0, 1)), pytest.raises(UnavailableError):
+        volume.create_snapshot("v", "s")
+    image_id = volume._session().headers.image_id("v")
+    volume.delete("v")
+    volume.collect()
+    assert used_numbers(volume) == []
+    assert leftovers(ceph_cluster, ceph_pool) == {
+        name for name in clean if image_id not in name
+    } - {"rbd_id.v"}
+
+
+def test_names_and_limits(volume, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: what is refused leaves nothing. Method: a taken name, too many, no volume."""
+    volume.create_snapshot("v", "s")
+    clean = leftovers(ceph_cluster, ceph_pool)
+    numbers = len(volume._session().direct._stock._snaps)
+    with pytest.raises(ConflictError):
+        volume.create_snapshot("v", "s")
+    with pytest.raises(NotFoundError):
+        volume.create_snapshot("gone", "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshotter, "SNAPSHOTS_PER_VOLUME_MAX", 1)
+        with pytest.raises(ExhaustedError) as caught:
+            volume.create_snapshot("v", "t")
+    assert caught.value.reason == Reason.TOO_MANY_SNAPSHOTS
+    assert len(volume._session().direct._stock._snaps) >= numbers
+    assert used_numbers(volume) == []
+    assert leftovers(ceph_cluster, ceph_pool) == clean
+    assert waves_of(volume, lambda: volume.create_snapshot("v", "t")) == 3
+
+
+def test_newer_snapshots_of_librbd(volume, ceph_cluster, ceph_pool):
+    """Goal: a number is always the image's highest. Method: librbd's snapshots take newer ones."""
+    import rbd
+
+    volume.create_snapshot("v", "a")
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "v") as image:
+        image.create_snap("b")
+    kept = list(volume._session().direct._stock._snaps)
+    volume.create_snapshot("v", "c")
+    assert snapshots_of(volume) == ("a", "b", "c")
+    volume.create_snapshot("gold", "c")
+    assert set(kept[1:]) <= set(volume._session().direct._stock._snaps)
+    assert used_numbers(volume) == []
+
+
+def test_the_stock_is_bounded_and_kept(ceph_cluster, ceph_pool):
+    """Goal: numbers are not lost by a restart. Method: open again, look at the rows."""
+    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+        backend.wait_for_short_path()
+        assert backend._session().direct._stock.wait(stock.LOW, 30)
+        before = [snap for snap, _ in backend._session().directory.numbers()]
+    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+        assert backend.short_path.state is ShortPathState.ON
+        assert backend._session().direct._stock.wait(len(before), 5)
+        make_gold(backend)
+        after = [snap for snap, _ in backend._session().directory.numbers()]
+        assert len(after) < stock.LOW + stock.BATCH
+        assert after[0] == before[1]
+
+
+def test_an_empty_stock(volume, monkeypatch):
+    """Goal: without numbers librbd makes the snapshot. Method: take them all."""
+    numbers = volume._session().direct._stock
+    with monkeypatch.context() as patch:
+        patch.setattr(numbers, "take", lambda *, above=0: None)
+        assert waves_of(volume, lambda: volume.create_snapshot("v", "s")) == 0
+    assert snapshots_of(volume) == ("s",)
+
+
+def test_whoever_has_it_open(volume, ceph_cluster, ceph_pool):
+    """Goal: never beside a client. Method: a watcher, a writer, a dead writer, our own device."""
+    import rbd
+
+    direct = volume._session().direct
+    image_id = volume._session().headers.image_id("v")
+    clean = leftovers(ceph_cluster, ceph_pool)
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        with rbd.Image(ioctx, "v") as image:
+            assert direct.snapshot("v", image_id, "s") is Outcome.REFUSED
+            image.write(b"open", CHUNK)
+            assert direct.snapshot("v", image_id, "s") is Outcome.REFUSED
+            volume.create_snapshot("v", "s")
+            image.write(b"late", CHUNK)
+        assert fetch(volume, "v", CHUNK, 4, "s") == b"open"
+        ioctx.lock_exclusive(f"rbd_header.{image_id}", "rbd_lock", "auto 1", "", None)
+        assert direct.snapshot("v", image_id, "t") is Outcome.REFUSED
+        ioctx.unlock(f"rbd_header.{image_id}", "rbd_lock", "auto 1")
+    with volume.open_device("v", read_only=False) as device:
+        device.write(0, b"mine")
+        assert waves_of(volume, lambda: volume.create_snapshot("v", "t")) == 0
+        device.write(0, b"then")
+    assert fetch(volume, "v", 0, 4, "t") == b"mine"
+    assert used_numbers(volume) == []
+    new = leftovers(ceph_cluster, ceph_pool) - clean - data_of(volume)
+    assert len(new) == 2
+    assert all(name.startswith(f"rbd_object_map.{image_id}.") for name in new)
+
+
+@pytest.mark.parametrize("step", ["_copy", "_add", "_cleaning"])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_client_between_two_steps(volume, ceph_cluster, ceph_pool, monkeypatch, step, early):
+    """Goal: a snapshot is of one instant, its diff misses nothing. Method: write between steps.
+
+    The client opens the image before the step or, if `early`, before the map is copied; it stays.
+    """
+    import rbd
+
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        images = []
+
+        def hook(name):
+            act = getattr(snapshotter._Steps, name)
+
+            def hooked(self, *args):
+                if not images and name in (step, "_copy" if early else step):
+                    images.append(rbd.Image(ioctx, "v"))
+                if images and name == step:
+                    images[0].write(b"between", 2 * CHUNK)
+                return act(self, *args)
+
+            monkeypatch.setattr(snapshotter._Steps, name, hooked)
+
+        for name in ("_copy", "_add", "_cleaning"):
+            hook(name)
+        volume.create_snapshot("v", "s")
+        at_first = fetch(volume, "v", 2 * CHUNK, 7, "s")
+        images[0].write(b"later", 2 * CHUNK)
+        images[0].write(b"later", 3 * CHUNK)
+        images[0].close()
+    assert fetch(volume, "v", 2 * CHUNK, 7, "s") == at_first
+    assert at_first in (b"between", bytes(7))
+    found = volume.diff("v", "s", None)
+    assert covered(found, 2 * CHUNK)
+    assert covered(found, 3 * CHUNK)
+    volume.collect()
+    assert used_numbers(volume) == []
+    check_map(ceph_cluster, ceph_pool)
+
+
+def check_map(access, pool, name="v"):
+    """Let librbd look for objects that the object map does not know."""
+    import rbd
+
+    with raw_pool(access, pool) as ioctx, rbd.Image(ioctx, name) as image:
+        assert not image.flags()
+        for snapshot in [None, *(one["name"] for one in image.list_snaps())]:
+            image.set_snap(snapshot)
+            assert not image.flags()
+
+
+def test_a_writer_sees_prefixes(volume, ceph_cluster, ceph_pool):
+    """Goal: one instant, whoever writes. Method: a client opens, counts up and closes in a loop."""
+    import rbd
+
+    stop = []
+    put(volume, "v", 0, bytes(8))
+
+    def write():
+        count = 0
+        with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+            while not stop:
+                with rbd.Image(ioctx, "v") as image:
+                    for _ in range(20):
+                        count += 1
+                        for chunk in range(4):
+                            image.write(count.to_bytes(8, "big"), chunk * CHUNK)
+        return count
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            for number in range(12):
+                volume.create_snapshot("v", f"s{number}")
+        finally:
+            stop.append(True)
+        assert writing.result() > 0
+    for name in snapshots_of(volume):
+        found = [fetch(volume, "v", chunk * CHUNK, 8, name) for chunk in range(4)]
+        assert sorted(found, reverse=True) == found
+        assert int.from_bytes(found[0], "big") - int.from_bytes(found[3], "big") <= 1
+
+
+def test_clones_beside(direct):
+    """Goal: clones that change the header meanwhile cost a repeat at most. Method: both at once."""
+    with ThreadPoolExecutor(4) as pool:
+        clones = [
+            pool.submit(direct.clone, "gold", "s", f"c{n}", GOLD_SIZE_BYTES) for n in range(9)
+        ]
+        made = [pool.submit(direct.create_snapshot, "gold", f"t{n}") for n in range(9)]
+        for one in (*clones, *made):
+            one.result()
+    assert set(snapshots_of(direct, "gold")) == {"s", *(f"t{n}" for n in range(9))}
+    direct.clone("gold", "t4", "of-direct", GOLD_SIZE_BYTES)
+    assert fetch(direct, "of-direct", 0, 4) == b"gold"
+    direct.revert("gold", "t0")
+    assert fetch(direct, "gold", 0, 4) == b"gold"

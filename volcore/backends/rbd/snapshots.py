@@ -1,0 +1,47 @@
+"""Making snapshots: by the short path if nobody has the volume open, else through librbd."""
+
+from typing import Any
+
+from volcore.backends.rbd import clones
+from volcore.backends.rbd.direct.snapshotter import Outcome, too_many_snapshots
+from volcore.backends.rbd.directory import Entry
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.session import Session
+from volcore.backends.refusals import id_taken, volume_missing
+from volcore.limits import SNAPSHOTS_PER_VOLUME_MAX
+
+
+def create(session: Session, volume_id: str, snapshot_id: str) -> None:
+    """See `VolumeBackend.create_snapshot`.
+
+    A direct snapshot that a client may have written past is deleted and made anew: its content is
+    then of a later instant of this call.
+
+    Raises:
+        ExhaustedError: TOO_MANY_SNAPSHOTS; deleted ones that still have clones count.
+    """
+    entry = clones.existing(session, volume_id)
+    outcome = Outcome.REFUSED
+    with session.handles.closed(volume_id) as is_closed:
+        if is_closed:
+            outcome = session.direct.snapshot(volume_id, entry.image_id, snapshot_id)
+    if outcome is Outcome.MADE:
+        return
+    with (
+        session.handles.image(volume_id, entry.image_id) as image,
+        translated(
+            f"snapshot volume {volume_id}",
+            missing=volume_missing(volume_id),
+            exists=id_taken(snapshot_id),
+        ),
+    ):
+        if outcome is Outcome.DOUBTFUL:
+            image.remove_snap(snapshot_id)
+        _create_by_librbd(session, entry, image, snapshot_id)
+
+
+def _create_by_librbd(session: Session, entry: Entry, image: Any, snapshot_id: str) -> None:
+    """Make a snapshot of an open image."""
+    if len(session.headers.snaps(entry.image_id)) >= SNAPSHOTS_PER_VOLUME_MAX:
+        raise too_many_snapshots(entry.volume_id)
+    image.create_snap(snapshot_id)
