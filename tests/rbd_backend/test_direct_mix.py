@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,6 +30,7 @@ def test_kill_in_the_middle(ceph_cluster, ceph_pool, tmp_path):
         assert backend.wait_for_short_path().state is ShortPathState.ON
         prepare(backend)
     lines: list[str] = []
+    snapshot_count = 0
     for seed in range(KILLS):
         run_and_kill(ceph_cluster, ceph_pool, tmp_path / "journal", seed, dice.uniform(*RUN_S))
         lines += (tmp_path / "journal").read_text().splitlines()
@@ -37,14 +39,18 @@ def test_kill_in_the_middle(ceph_cluster, ceph_pool, tmp_path):
             backend.collect()
             alive = settle(backend, journal)
             check_bytes(ceph_cluster, ceph_pool, journal, alive)
+            check_snapshots(ceph_cluster, ceph_pool, journal, alive)
+            assert not any(image_id for _, image_id in backend._session().directory.numbers())
             check_tools(ceph_cluster, ceph_pool, alive)
             ids = {backend._session().headers.image_id(name) for name in alive}
             assert links(ceph_cluster, ceph_pool, backend) == ids
             # What was in doubt is decided now; later journals go on from there.
-            for name in alive:
-                backend.delete(name)
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(backend.delete, alive))
         lines = []
+        snapshot_count += sum(map(len, journal.snapshots.values()))
     assert journal.call_count > 0
+    assert snapshot_count > 0
     with opened(ceph_cluster, ceph_pool) as backend:
         backend.delete(SOURCE)
         backend.collect()
@@ -104,6 +110,24 @@ def check_bytes(access, pool, journal, alive):
                     if call.get("act") == "write" and call["offset"] == offset:
                         allowed.append({call["tag"]})
                     assert found in allowed, (name, offset)
+
+
+def check_snapshots(access, pool, journal, alive):
+    """Snapshots are there or were never answered, with the bytes of their moment."""
+    import rbd
+
+    begun = {call.get("snapshot") for call in journal.undecided.values()}
+    with raw_pool(access, pool) as ioctx:
+        for name in alive:
+            taken = journal.snapshots.get(name, {})
+            with rbd.Image(ioctx, name, read_only=True) as image:
+                found = {one["name"] for one in image.list_snaps()}
+                assert set(taken) <= found <= set(taken) | begun
+                for snapshot, tags in taken.items():
+                    image.set_snap(snapshot)
+                    for offset in BLOCKS:
+                        data = set(image.read(offset, BLOCK_SIZE_BYTES))
+                        assert data == {tags.get(offset, GOLD_TAG)}, (name, snapshot, offset)
 
 
 def check_tools(access, pool, alive):

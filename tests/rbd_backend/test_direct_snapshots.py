@@ -173,10 +173,13 @@ def test_newer_snapshots_of_librbd(volume, ceph_cluster, ceph_pool):
     with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "v") as image:
         image.create_snap("b")
     kept = list(volume._session().direct._stock._snaps)
-    volume.create_snapshot("v", "c")
+    assert waves_of(volume, lambda: volume.create_snapshot("v", "c")) == 1
     assert snapshots_of(volume) == ("a", "b", "c")
-    volume.create_snapshot("gold", "c")
-    assert set(kept[1:]) <= set(volume._session().direct._stock._snaps)
+    assert kept == [snap for snap in volume._session().direct._stock._snaps if snap <= kept[-1]]
+    newest = max(volume._session().headers.snaps(volume._session().headers.image_id("v")))
+    assert volume._session().direct._stock.wait(1, 30, above=newest)
+    assert waves_of(volume, lambda: volume.create_snapshot("v", "d")) >= 3
+    assert snapshots_of(volume) == ("a", "b", "c", "d")
     assert used_numbers(volume) == []
 
 
@@ -193,6 +196,12 @@ def test_the_stock_is_bounded_and_kept(ceph_cluster, ceph_pool):
         after = [snap for snap, _ in backend._session().directory.numbers()]
         assert len(after) < stock.LOW + stock.BATCH
         assert after[0] == before[1]
+        for _ in range(stock.MAX // stock.BATCH):
+            numbers = [snap for snap, _ in backend._session().directory.numbers()]
+            assert backend._session().direct._stock.wait(1, 30, above=numbers[-1])
+        numbers = [snap for snap, _ in backend._session().directory.numbers()]
+        assert len(numbers) <= stock.MAX
+        assert numbers[0] > after[0]
 
 
 def test_an_empty_stock(volume, monkeypatch):

@@ -1,4 +1,4 @@
-"""Random work on an rbd backend, clones by both paths, which is killed and judged from outside.
+"""Random work on an rbd backend, by both paths, which is killed and judged from outside.
 
     python -m volcore.testing.direct_mix CEPH_CONF USER POOL --seed 1 --threads 4
 
@@ -36,6 +36,8 @@ class Journal:
 
     volumes: dict[str, dict[int, int]] = field(default_factory=dict)
     """Volume id to (offset: tag); what is not named has the parent's tag."""
+    snapshots: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
+    """Volume id to snapshot id to what `volumes` said then."""
     undecided: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By thread: the call that was begun and not ended."""
     call_count: int = 0
@@ -65,6 +67,10 @@ class Journal:
                     self.volumes[name] = dict(self.volumes.get(call["of"], {}))
                 case "delete":
                     self.volumes.pop(name, None)
+                    self.snapshots.pop(name, None)
+                case "snapshot":
+                    taken = self.snapshots.setdefault(name, {})
+                    taken[call["snapshot"]] = dict(self.volumes[name])
                 case "write":
                     self.volumes[name][call["offset"]] = call["tag"]
 
@@ -101,8 +107,10 @@ class Worker(threading.Thread):
             choice = self._dice.random()
             if len(self._mine) < 2 or (choice < 0.5 and len(self._mine) < VOLUMES_MAX):
                 self._clone()
-            elif choice < 0.7 and self._mine:
+            elif choice < 0.65 and len(self._mine) > 1:
                 self._delete()
+            elif choice < 0.8:
+                self._snapshot()
             else:
                 self._write()
 
@@ -135,8 +143,18 @@ class Worker(threading.Thread):
         self._mine += names
 
     def _delete(self) -> None:
-        name = self._mine.pop(self._dice.randrange(len(self._mine)))
+        name = self._mine.pop(self._dice.randrange(1, len(self._mine)))
         self._logged(lambda: self._backend.delete(name), act="delete", names=[name])
+
+    def _snapshot(self) -> None:
+        """Snapshot the oldest volume, which is never deleted: that would wait for the monitors."""
+        name, snapshot_id = self._mine[0], f"s{self._count}"
+        self._count += 1
+
+        def act() -> None:
+            self._backend.create_snapshot(name, snapshot_id)
+
+        self._logged(act, act="snapshot", names=[name], snapshot=snapshot_id)
 
     def _write(self) -> None:
         name = self._dice.choice(self._mine)

@@ -393,20 +393,22 @@ class RbdBackend(VolumeBackend):
     def diff(
         self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None
     ) -> list[Extent]:
-        """See `SupportsDiff.diff`. Complexity: one request per chunk."""
+        """See `SupportsDiff.diff`. Complexity: one request per chunk that may have changed."""
         session = self._session()
         entry = clones.existing(session, volume_id)
+        overlap_bytes = 0
         if from_snapshot_id is not None:
-            clones.source_size_bytes(session, entry, from_snapshot_id)
+            source = clones.source_snapshot(session, entry, from_snapshot_id)
+            overlap_bytes = session.headers.overlap_bytes(entry.image_id, source.snap)
         if to_snapshot_id is None:
             with (
                 session.handles.image(volume_id, entry.image_id) as image,
                 translated(f"diff volume {volume_id}"),
             ):
-                return changed_extents(image, from_snapshot_id)
+                return changed_extents(image, from_snapshot_id, overlap_bytes=overlap_bytes)
         image = session.handles.open_snapshot(volume_id, entry.image_id, to_snapshot_id)
         with image, translated(f"diff volume {volume_id}"):
-            return changed_extents(image, from_snapshot_id)
+            return changed_extents(image, from_snapshot_id, overlap_bytes=overlap_bytes)
 
     def collect(self) -> int:
         """See `SupportsCollect.collect`; sees only what volcore itself deleted or half made."""

@@ -13,6 +13,7 @@ from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct.cloner import Once
 from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.header import HeaderSnapshot
 from volcore.backends.rbd.reaper import HIDDEN_PREFIX
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
@@ -86,15 +87,27 @@ def source_size_bytes(session: Session, entry: Entry, snapshot_id: str | None) -
     Raises:
         NotFoundError: OBJECT_NOT_FOUND.
     """
+    if snapshot_id is not None:
+        return source_snapshot(session, entry, snapshot_id).size_bytes
     try:
-        if snapshot_id is None:
-            return session.headers.size_bytes(entry.image_id)
+        return session.headers.size_bytes(entry.image_id)
+    except NotFoundError as err:
+        raise volume_missing(entry.volume_id) from err
+
+
+def source_snapshot(session: Session, entry: Entry, snapshot_id: str) -> HeaderSnapshot:
+    """Return what the header says of a snapshot.
+
+    Raises:
+        NotFoundError: OBJECT_NOT_FOUND.
+    """
+    try:
         found = session.headers.find_snapshot(entry.image_id, snapshot_id)
     except NotFoundError as err:
         raise volume_missing(entry.volume_id) from err
     if found is None:
         raise snapshot_missing(entry.volume_id, snapshot_id)
-    return found.size_bytes
+    return found
 
 
 def existing(session: Session, volume_id: str) -> Entry:

@@ -153,6 +153,11 @@ class Directory:
         """Put into a write operation that a number is not volcore's any more."""
         self._omap.fill(op, expect={}, removals=(_number_key(snap),))
 
+    def drop_numbers(self, snaps: Collection[int]) -> None:
+        """Write down that numbers in stock are not volcore's any more."""
+        if snaps:
+            self._omap.commit(expect={}, removals=[_number_key(snap) for snap in snaps])
+
     def restore_number(self, snap: int, image_id: str) -> None:
         """Write down that no snapshot of the image was made with a number; it is in stock again."""
         key = _number_key(snap)

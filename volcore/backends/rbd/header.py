@@ -121,6 +121,11 @@ class Headers:
         found = Parent(pool_id=pool_id, image_id=reader.string(), snap=reader.number("<Q"))
         return found if found.pool_id >= 0 and found.image_id else None
 
+    def overlap_bytes(self, image_id: str, snap: int) -> int:
+        """Return how much of a snapshot is read from the image's parent; 0 without a parent."""
+        body = self._execute(_header(image_id), "parent_overlap_get", struct.pack("<Q", snap))
+        return int(struct.unpack_from("<Q", body, 1)[0]) if body[0] else 0
+
     def depth(self, image_id: str, *, depth_max: int) -> int:
         """Return the count of ancestors; stops counting above `depth_max`.
 

@@ -4,6 +4,10 @@ A number is a transaction of the monitors, which they do once a second; requests
 share one. So a thread keeps some in stock. Each has a row of the directory from then on until its
 snapshot is made, and stays in stock over restarts; a number lost between monitor and row is just
 never used. A number that was, or may have been, used for a snapshot never comes back.
+
+An image takes only numbers above those it has had. So when one asks for a number above all in stock
+(librbd made its last snapshot), new ones are fetched, and the oldest are given back if there are
+too many.
 """
 
 import logging
@@ -20,6 +24,8 @@ LOW: Final = 32
 """Numbers in stock below which more are fetched."""
 BATCH: Final = 32
 """Numbers fetched together: they share one proposal of the monitors."""
+MAX: Final = 128
+"""Most numbers in stock."""
 _RETRY_S: Final = 30.0
 _LOG: Final = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ class Stock:
         self._directory = directory
         self._changed = threading.Condition()
         self._snaps: list[int] = []
+        self._asked_above = 0
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -55,9 +62,10 @@ class Stock:
         Its row is still that of a number in stock.
         """
         with self._changed:
+            self._asked_above = max(self._asked_above, above)
             at = bisect_right(self._snaps, above)
             found = self._snaps.pop(at) if at < len(self._snaps) else None
-            if len(self._snaps) - at < LOW:
+            if self._is_low():
                 self._changed.notify_all()
             return found
 
@@ -71,10 +79,14 @@ class Stock:
         with translated(f"give snapshot number {snap} back"):
             self._ioctx.remove_self_managed_snap(snap)
 
-    def wait(self, count: int, timeout_s: float) -> bool:
-        """Return whether so many numbers are in stock, waiting for them."""
+    def wait(self, count: int, timeout_s: float, *, above: int = 0) -> bool:
+        """Return whether so many numbers above `above` are in stock, fetching and waiting."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self._snaps) >= count, timeout_s)
+            self._asked_above = max(self._asked_above, above)
+            self._changed.notify_all()
+            return self._changed.wait_for(
+                lambda: len(self._snaps) - bisect_right(self._snaps, above) >= count, timeout_s
+            )
 
     def _keep(self) -> None:
         """Fill the stock whenever it is low, until closed."""
@@ -85,7 +97,7 @@ class Stock:
             return
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._snaps) < LOW)
+                self._changed.wait_for(lambda: self._closed or self._is_low())
                 if self._closed:
                     return
             try:
@@ -95,10 +107,21 @@ class Stock:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, _RETRY_S)
 
+    def _is_low(self) -> bool:
+        """Return whether numbers are missing, or new enough ones; under the lock."""
+        return len(self._snaps) < LOW or self._snaps[-1] <= self._asked_above
+
     def _fetch(self) -> None:
-        """Get a batch from the monitors, and write it down."""
+        """Get a batch from the monitors, and write it down; give the oldest back if too many."""
+        with self._changed:
+            excess = max(0, len(self._snaps) + BATCH - MAX)
+            old, self._snaps = self._snaps[:excess], self._snaps[excess:]
+        self._directory.drop_numbers(old)
         with ThreadPoolExecutor(BATCH) as pool:
+            given = [pool.submit(self.give_back, snap) for snap in old]
             asked = [pool.submit(self._ask) for _ in range(BATCH)]
+        for done in given:
+            done.result()
         snaps = sorted(one.result() for one in asked)
         self._directory.add_numbers(snaps)
         self._add(snaps)
