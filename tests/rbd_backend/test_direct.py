@@ -179,6 +179,20 @@ def test_a_used_clone_is_never_undone(direct, ceph_cluster, ceph_pool):
     assert fetch(direct, "c", 0, 8) == b"goldmine"
 
 
+def test_a_clone_of_a_deleted_snapshot_is_never_undone(direct, ceph_cluster, ceph_pool):
+    """Goal: a linked clone stays. Method: its last row is lost, its snapshot goes to the trash."""
+    import rbd
+
+    session = direct._session()
+    first, second = writes_of(direct, "c")
+    assert not any(session.direct.waves.run(first))
+    assert not any(session.direct.waves.run(second))
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "gold") as image:
+        image.remove_snap("s")
+    assert session.direct.recovery.settle(session.directory.find("c"))
+    assert fetch(direct, "c", 0, 4) == b"gold"
+
+
 def test_a_snapshot_deleted_behind_our_back(direct, ceph_cluster, ceph_pool):
     """Goal: cached facts never make an orphan. Method: librbd deletes the snapshot."""
     import rbd

@@ -30,10 +30,10 @@ from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
+from volcore.backends.rbd.directory import HIDDEN_PREFIX
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.extents import changed_extents
 from volcore.backends.rbd.header import HeaderSnapshot
-from volcore.backends.rbd.reaper import HIDDEN_PREFIX
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
     check_size,

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from volcore.backends.contract import no_reserve
+from volcore.backends.contract import ShortPathState, no_reserve
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct.cloner import Once
-from volcore.backends.rbd.directory import Entry
+from volcore.backends.rbd.directory import HIDDEN_PREFIX, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import HeaderSnapshot
-from volcore.backends.rbd.reaper import HIDDEN_PREFIX
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
     check_size,
@@ -37,7 +36,8 @@ def clone(
     """See `VolumeBackend.clone`."""
     check_size(size_bytes)
     if snapshot_id is None:
-        clone_by_librbd(session, volume_id, None, target_id, size_bytes)
+        if not _clone_live_directly(session, volume_id, target_id, size_bytes):
+            clone_by_librbd(session, volume_id, None, target_id, size_bytes)
         return
     failed = clone_many(session, volume_id, snapshot_id, {target_id: size_bytes})
     if failed:
@@ -127,12 +127,7 @@ def clone_by_librbd(
 ) -> None:
     """Clone as librbd does; a live volume through a hidden snapshot, deleted at once."""
     entry = existing(session, volume_id)
-    from_size_bytes = source_size_bytes(session, entry, snapshot_id)
-    if size_bytes < from_size_bytes:
-        raise shrink_refused(target_id, size_bytes=size_bytes, size_bytes_min=from_size_bytes)
-    depth = session.headers.depth(entry.image_id, depth_max=RBD_DEPTH_MAX)
-    if depth >= RBD_DEPTH_MAX:
-        raise depth_limit(volume_id, RBD_DEPTH_MAX)
+    from_size_bytes = _check_target(session, entry, snapshot_id, target_id, size_bytes)
     with session.building(target_id, source=volume_id if snapshot_id is None else ""):
         if snapshot_id is None:
             _clone_live(session, entry, target_id)
@@ -144,6 +139,30 @@ def clone_by_librbd(
                 bindings().rbd.Image(session.ioctx, target_id) as image,
             ):
                 image.resize(size_bytes)
+
+
+def _check_target(
+    session: Session, entry: Entry, snapshot_id: str | None, target_id: str, size_bytes: int
+) -> int:
+    """Refuse a clone that is too small or too deep; return the source's size."""
+    from_size_bytes = source_size_bytes(session, entry, snapshot_id)
+    if size_bytes < from_size_bytes:
+        raise shrink_refused(target_id, size_bytes=size_bytes, size_bytes_min=from_size_bytes)
+    if session.headers.depth(entry.image_id, depth_max=RBD_DEPTH_MAX) >= RBD_DEPTH_MAX:
+        raise depth_limit(entry.volume_id, RBD_DEPTH_MAX)
+    return from_size_bytes
+
+
+def _clone_live_directly(session: Session, volume_id: str, target_id: str, size_bytes: int) -> bool:
+    """Clone a volume that nobody has open by the short path; return whether that was done."""
+    if session.direct.state.state is not ShortPathState.ON:
+        return False
+    entry = existing(session, volume_id)
+    _check_target(session, entry, None, target_id, size_bytes)
+    with session.claiming((target_id,)), session.handles.closed(volume_id) as is_closed:
+        return is_closed and session.direct.clone_live(
+            volume_id, entry.image_id, (target_id, size_bytes)
+        )
 
 
 def _clone_live(session: Session, entry: Entry, target_id: str) -> None:

@@ -26,6 +26,8 @@ from volcore.backends.rbd.omap import OmapObject
 from volcore.errors import IntegrityError, Reason
 
 OBJECT_NAME: Final = "volcore_directory"
+HIDDEN_PREFIX: Final = ".clone-"
+"""Of snapshots made to clone a live volume; ids never start with a dot."""
 FORMAT: Final = 1
 LINK_FORMAT: Final = 2
 """Of the row of a direct clone in the making: servers that cannot finish it refuse the pool."""
@@ -45,6 +47,8 @@ class Link:
     image_id: str
     parent_id: str
     snap: int
+    hidden: bool = False
+    """The snapshot was made for this clone only: it goes to the trash when that is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,8 @@ def _encode(**fields: str) -> bytes:
 def _encode_link(link: Link) -> bytes:
     """Return the row of a direct clone in the making."""
     body = {"clone": link.image_id, "parent": link.parent_id, "snap": link.snap, "v": LINK_FORMAT}
+    if link.hidden:
+        body["hidden"] = 1
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -245,5 +251,10 @@ def _entry(volume_id: str, raw: bytes) -> Entry:
     body = _decode(raw)
     link = None
     if body["v"] == LINK_FORMAT:
-        link = Link(image_id=body["clone"], parent_id=body["parent"], snap=int(body["snap"]))
+        link = Link(
+            image_id=body["clone"],
+            parent_id=body["parent"],
+            snap=int(body["snap"]),
+            hidden=bool(body.get("hidden")),
+        )
     return Entry(volume_id, body.get("image", ""), body.get("source", ""), raw, link)

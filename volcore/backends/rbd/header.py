@@ -146,6 +146,11 @@ class Headers:
         _, count = struct.unpack_from("<QI", body)
         return list(struct.unpack_from(f"<{count}Q", body, 12))
 
+    def snap_seq(self, image_id: str) -> int:
+        """Return the highest number that a snapshot of the image has had."""
+        body = self._execute(_header(image_id), "get_snapcontext", b"")
+        return int(struct.unpack_from("<Q", body)[0])
+
     def snapshot(self, image_id: str, snap: int) -> HeaderSnapshot:
         """Return what the header says about one snapshot."""
         reader = _Reader(self._execute(_header(image_id), "snapshot_get", struct.pack("<Q", snap)))

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct.recovery import DirectRecovery
-from volcore.backends.rbd.directory import Directory, Entry
+from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
@@ -35,8 +35,6 @@ from volcore.errors import (
     VolcoreError,
 )
 
-HIDDEN_PREFIX: Final = ".clone-"
-"""Snapshots made to clone a live volume; ids never start with a dot."""
 _PASSES_MAX: Final = 64
 _SNAPSHOT_THREADS: Final = 8
 """Deletions of snapshots at once: they share the monitor's proposals of a second each."""

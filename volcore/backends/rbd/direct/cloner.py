@@ -6,10 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from volcore.backends.contract import no_reserve
 from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
-from volcore.backends.rbd.direct.plan import IMAGE_WRITES, Plan, listing, new_image_id
+from volcore.backends.rbd.direct.plan import (
+    IMAGE_WRITES,
+    Plan,
+    listing,
+    new_image_id,
+    trashing,
+)
 from volcore.backends.rbd.direct.recovery import DirectRecovery
+from volcore.backends.rbd.direct.snapshotter import Outcome
 from volcore.backends.rbd.direct.waves import Pending, Waves, Write
 from volcore.backends.rbd.directory import OBJECT_NAME, Directory, Link
 from volcore.backends.rbd.errmap import error_of_code
@@ -110,6 +118,47 @@ class Cloner:
         reserve()
         return failed
 
+    def clone_hidden(
+        self,
+        source: Source,
+        facts: Facts,
+        target: tuple[str, int],
+        make_snapshot: Callable[[], Outcome],
+    ) -> bool:
+        """Make a clone (volume id, size in bytes) of a snapshot that is made for it only.
+
+        The snapshot of `facts` does not exist yet: `make_snapshot` makes it when the names are
+        ours. Returns False when that was refused; then, and when this raises, nothing is left
+        unless the cluster did not answer. Durability: as `clone`.
+
+        Raises:
+            ConflictError: NAME_TAKEN.
+            OperationPendingError: the source was changed meanwhile.
+        """
+        volume_id, size_bytes = target
+        plan = self._plan(facts, volume_id, size_bytes, hidden=True)
+        failed: dict[str, VolcoreError] = {}
+        if not self._name_all([plan], failed, no_reserve):
+            raise failed[volume_id]
+        try:
+            outcome = make_snapshot()
+        except UnavailableError:  # recovery will look
+            raise
+        except VolcoreError:
+            self._recovery.undo(volume_id, plan.link)
+            raise
+        if outcome is not Outcome.MADE:
+            self._recovery.undo(volume_id, plan.link)
+            return False
+        codes = self._waves.run(plan.image(self._waves.ioctx, parent_features=facts.features))
+        if any(codes):
+            raise self._failure(source, plan, codes)
+        (code,) = self._waves.run([trashing(plan.link.parent_id, plan.link.snap)])
+        if code:
+            raise self._failure(source, plan, [code, 0, 0, 0])
+        self._finish([plan])
+        return True
+
     def settled(self, volume_id: str) -> None:
         """Return when no write to the row of that volume is under way."""
         with self._lock:
@@ -127,11 +176,16 @@ class Cloner:
         for volume_id in volume_ids:
             self.settled(volume_id)
 
-    def _plan(self, facts: Facts, volume_id: str, size_bytes: int) -> Plan:
+    def _plan(self, facts: Facts, volume_id: str, size_bytes: int, *, hidden: bool = False) -> Plan:
         """Return what to write for one clone."""
         return Plan(
             volume_id=volume_id,
-            link=Link(image_id=new_image_id(volume_id), parent_id=facts.parent_id, snap=facts.snap),
+            link=Link(
+                image_id=new_image_id(volume_id),
+                parent_id=facts.parent_id,
+                snap=facts.snap,
+                hidden=hidden,
+            ),
             pool_id=self._pool_id,
             size_bytes=size_bytes,
             overlap_bytes=facts.size_bytes,

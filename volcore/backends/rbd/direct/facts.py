@@ -106,6 +106,25 @@ class FactsCache:
                 self._found[key], self._time_s[key] = found, now_s
         return found
 
+    def of_head(self, image_id: str, snap: int) -> Facts | str:
+        """Return the facts that a snapshot made now with that number would have; not kept.
+
+        Raises:
+            NotFoundError: no such image.
+        """
+        features = self._features_of(image_id)
+        unusual = self._unusual(image_id, features)
+        if unusual:
+            return unusual
+        return Facts(
+            parent_id=image_id,
+            snap=snap,
+            size_bytes=self._headers.size_bytes(image_id),
+            features=features,
+            depth=self._headers.depth(image_id, depth_max=RBD_DEPTH_MAX),
+            load_time_s=time.monotonic(),
+        )
+
     def replace(self, volume_id: str, snapshot_id: str, facts: Facts) -> None:
         """Keep facts that a write has changed."""
         with self._lock:

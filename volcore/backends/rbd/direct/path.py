@@ -15,7 +15,7 @@ from volcore.backends.rbd.direct.snapshotter import Outcome, Snapshotter
 from volcore.backends.rbd.direct.snapshotter import Source as SnapshotSource
 from volcore.backends.rbd.direct.stock import Stock
 from volcore.backends.rbd.direct.waves import Waves
-from volcore.backends.rbd.directory import Directory, Entry
+from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Entry
 from volcore.backends.rbd.header import Headers
 from volcore.errors import VolcoreError
 
@@ -40,7 +40,7 @@ class DirectPath:
         self.waves = Waves(ioctx)
         self._cluster = cluster
         self._directory = directory
-        headers = Headers(ioctx)
+        self._headers = headers = Headers(ioctx)
         self.recovery = DirectRecovery(self.waves, headers, directory)
         self._facts = FactsCache(ioctx, headers, find, features)
         self._order, self._features = order, features
@@ -101,6 +101,43 @@ class DirectPath:
         return self._snapshotter.create(
             SnapshotSource(volume_id=volume_id, image_id=image_id, snapshot_id=snapshot_id)
         )
+
+    def clone_live(self, volume_id: str, image_id: str, target: tuple[str, int]) -> bool:
+        """Clone a volume, closed in this process, as it is now; False: librbd has to do it.
+
+        Through a hidden snapshot that goes to the trash at once. `target` is (volume id, size in
+        bytes). Precondition: the target's id is claimed; its size and the depth were checked.
+        """
+        if self._state.state is not ShortPathState.ON:
+            return False
+        snap = self._stock.take(above=self._headers.snap_seq(image_id))
+        if snap is None:
+            return False
+        facts = self._facts.of_head(image_id, snap)
+        if not isinstance(facts, Facts) or target[1] < facts.size_bytes:
+            self._stock.put_back(snap)
+            return False
+        name = HIDDEN_PREFIX + target[0]
+        snapshot = SnapshotSource(
+            volume_id=volume_id,
+            image_id=image_id,
+            snapshot_id=name,
+            size_bytes=facts.size_bytes,
+        )
+        begun = False
+
+        def make_snapshot() -> Outcome:
+            nonlocal begun
+            begun = True
+            return self._snapshotter.create_numbered(snapshot, snap)
+
+        try:
+            source = Source(volume_id=volume_id, snapshot_id=name)
+            return self._cloner.clone_hidden(source, facts, target, make_snapshot)
+        finally:
+            self._facts.forget(volume_id)
+            if not begun:
+                self._stock.put_back(snap)
 
     def settle_snapshots(self) -> None:
         """Delete what snapshots cut short have left."""

@@ -10,6 +10,7 @@ what a crash leaves is what the row says or less.
 
 import hashlib
 import secrets
+import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -118,6 +119,11 @@ def attaching(pool_id: int, link: Link, *, expect: tuple[str, str] | None = None
     """Return the write of the parent's link to the clone."""
     body = wire.child_link(pool_id, link.image_id, link.snap)
     return calling(header_object(link.parent_id), "child_attach", body, expect=expect)
+
+
+def trashing(image_id: str, snap: int) -> Write:
+    """Return the write that puts a snapshot out of sight; it goes with its last clone."""
+    return calling(header_object(image_id), "snapshot_trash_add", struct.pack("<Q", snap))
 
 
 def header_object(image_id: str) -> str:

@@ -2,17 +2,16 @@
 
 One scratch image, two clones of it, one by librbd and one directly, through the same life: opened,
 read through the parent, written, snapshot (one by librbd, one directly), written again, compared
-with the snapshot, cloned from it, rolled back, flattened, removed, by librbd. After each step
-headers, object maps, the parent's links, and the bytes of disk and snapshot must be equal, but for
-ids and times. A second pair is larger than the parent. The scratch images have rows nowhere; a row
-of the directory says that they may exist, from before the first until after the last.
+with the snapshot, cloned from it and as it is, rolled back, flattened, removed, by librbd. After
+each step headers, object maps, the parent's links, and the bytes of disk and snapshot must be
+equal, but for ids and times. A second pair is larger than the parent. The scratch images have rows
+nowhere; a row of the directory says that they may exist, from before the first until after the
+last.
 """
 
 import hashlib
 import json
-import struct
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,21 +21,21 @@ from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.facts import unusual_pool
+from volcore.backends.rbd.direct.likeness import DifferenceError, Likeness, digest
 from volcore.backends.rbd.direct.plan import (
     Plan,
     header_object,
     listing,
-    map_object,
     new_image_id,
+    trashing,
 )
 from volcore.backends.rbd.direct.snapshotter import Outcome, Snapshotter, Source
 from volcore.backends.rbd.direct.stock import Stock
-from volcore.backends.rbd.direct.waves import Waves, calling
-from volcore.backends.rbd.directory import Directory, Link
+from volcore.backends.rbd.direct.waves import Waves, Write, calling
+from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Link
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import Headers
 from volcore.errors import NotFoundError
-from volcore.limits import CHUNK_SIZE_BYTES
 
 SCHEME: Final = 2
 """Raised whenever what is written, or what is compared, changes."""
@@ -45,14 +44,10 @@ _PAIRS: Final = ((0, "same size"), (3, "larger"))
 """Objects by which a clone is larger than its parent."""
 _PARENT_OBJECTS: Final = 5
 _SNAPSHOT: Final = "q"
+_HIDDEN: Final = f"{HIDDEN_PREFIX}child"
 _CHILD: Final = ".child"
 """Suffix of a clone's clone."""
-_DIGEST_BYTES: Final = 64 << 10
 _NUMBERS_TIMEOUT_S: Final = 60.0
-_PAGE_ROWS: Final = 1000
-_TIME_ERROR_S_MAX: Final = 24 * 3600
-"""By how much a time in a row may differ from our clock."""
-_TIMES: Final = frozenset({"access_timestamp", "create_timestamp", "modify_timestamp"})
 _CHILD_OPTIONS: Final = (
     ("rbd_default_data_pool", ""),
     ("rbd_default_stripe_unit", "0"),
@@ -64,10 +59,6 @@ _CHILD_OPTIONS: Final = (
 
 class StoppedError(Exception):
     """The pool is being closed."""
-
-
-class DifferenceError(Exception):
-    """A direct clone or snapshot is not what librbd makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +107,7 @@ class Proof:
         self._ioctx = waves.ioctx
         self._directory = directory
         self._headers = Headers(waves.ioctx)
+        self._like = Likeness(waves.ioctx, self._headers)
         self._stock = stock
         self._snapshotter = Snapshotter(waves, directory, self._headers, stock, features)
         self._order = order
@@ -170,7 +162,7 @@ class Proof:
                 image.write(b"parent", 0)
                 image.write(b"parent", 2 << self._order)
                 image.create_snap("s")
-        snap = self._headers.snaps(self._id(SCRATCH))[0]
+        snap = self._headers.snaps(self._like.image_id(SCRATCH))[0]
         self._step()
         pairs = []
         for number, (more, what) in enumerate(_PAIRS):
@@ -182,7 +174,7 @@ class Proof:
 
     def _clone_both(self, pair: _Pair, snap: int, overlap_bytes: int, size_bytes: int) -> None:
         """Make one clone through librbd, the other directly."""
-        parent_id = self._id(SCRATCH)
+        parent_id = self._like.image_id(SCRATCH)
         with translated("clone a scratch image"):
             self._rbd.RBD().clone(
                 self._ioctx, SCRATCH, "s", self._ioctx, pair.theirs, self._features, self._order
@@ -190,21 +182,29 @@ class Proof:
             if size_bytes > overlap_bytes:
                 with self._rbd.Image(self._ioctx, pair.theirs) as image:
                     image.resize(size_bytes)
-        self._headers.mark(self._id(pair.theirs), pair.theirs)
+        self._headers.mark(self._like.image_id(pair.theirs), pair.theirs)
         self._step()
-        plan = Plan(
-            volume_id=pair.ours,
-            link=Link(image_id=new_image_id(pair.ours), parent_id=parent_id, snap=snap),
+        self._write(self._plan(pair.ours, parent_id, snap, overlap_bytes, size_bytes))
+
+    def _plan(
+        self, name: str, parent_id: str, snap: int, overlap_bytes: int, size_bytes: int
+    ) -> Plan:
+        """Return what to write for a direct clone."""
+        return Plan(
+            volume_id=name,
+            link=Link(image_id=new_image_id(name), parent_id=parent_id, snap=snap),
             pool_id=self._pool_id,
             size_bytes=size_bytes,
             overlap_bytes=overlap_bytes,
             order=self._order,
             features=self._features,
         )
-        for wave in (
-            [listing([plan])],
-            plan.image(self._ioctx, parent_features=self._features | wire.OPERATIONS),
-        ):
+
+    def _write(self, plan: Plan, *more: list[Write]) -> None:
+        """Do the writes of a direct clone, and what follows them."""
+        features = self._features | wire.OPERATIONS
+        waves = [listing([plan])], plan.image(self._ioctx, parent_features=features), *more
+        for wave in waves:
             codes = self._waves.run(wave)
             if any(codes):
                 raise DifferenceError(f"the cluster refused the writes of a clone: {codes}")
@@ -212,30 +212,32 @@ class Proof:
 
     def _live(self, pairs: list[_Pair], snap: int) -> None:
         """Let librbd use all clones alike, and look after each step."""
-        steps: tuple[tuple[str, Callable[[Any], object] | None], ...] = (
-            ("reading", _read),
-            ("writing", lambda image: image.write(b"child", 1 << self._order)),
-            ("copying up", lambda image: image.write(b"child", 100)),
-            ("a snapshot", None),
-            ("writing after it", self._write_more),
-            ("a discard", lambda image: image.discard(0, 1 << self._order)),
-            ("cloning the snapshot", self._clone_snapshot),
-            ("rolling back", lambda image: image.rollback_to_snap(_SNAPSHOT)),
-            ("flattening", lambda image: image.flatten()),
-            ("deleting the snapshot", lambda image: image.remove_snap(_SNAPSHOT)),
+        each = self._each
+        steps: tuple[tuple[str, Callable[[list[_Pair]], None]], ...] = (
+            ("reading", each(_read)),
+            ("writing", each(lambda image: image.write(b"child", 1 << self._order))),
+            ("copying up", each(lambda image: image.write(b"child", 100))),
+            ("a snapshot", self._snapshot),
+            ("writing after it", each(self._write_more)),
+            ("a discard", each(lambda image: image.discard(0, 1 << self._order))),
+            ("cloning the snapshot", each(self._clone_snapshot)),
+            ("cloning it as it is", self._clone_live),
+            ("deleting that clone", each(self._delete_child)),
+            ("rolling back", each(lambda image: image.rollback_to_snap(_SNAPSHOT))),
+            ("flattening", each(lambda image: image.flatten())),
+            ("deleting the snapshot", each(lambda image: image.remove_snap(_SNAPSHOT))),
         )
         for what, step in steps:
             self._step()
-            if step is None:
-                self._snapshot(pairs)
-            else:
-                self._everywhere([name for pair in pairs for name in pair.names], step)
+            step(pairs)
             for pair in pairs:
                 self._same(pair, snap, what)
-                contents = [self._content(name) for name in pair.names]
+                contents = [self._like.content(name) for name in pair.names]
                 if contents[0] != contents[1]:
                     raise DifferenceError(f"after {what} the clones have different bytes or diffs")
-        links = self._rows(header_object(self._id(SCRATCH))).get(wire.children_key(snap))
+        links = self._like.rows(header_object(self._like.image_id(SCRATCH))).get(
+            wire.children_key(snap)
+        )
         if links not in (None, bytes(4)):
             raise DifferenceError("after flattening the parent still has links")
 
@@ -244,17 +246,46 @@ class Proof:
         self._everywhere(
             [pair.theirs for pair in pairs], lambda image: image.create_snap(_SNAPSHOT)
         )
-        if not self._stock.wait(len(pairs), _NUMBERS_TIMEOUT_S):
-            raise DifferenceError("the monitors give no snapshot numbers")
         for pair in pairs:
-            self._step()
-            source = Source(
-                volume_id=pair.ours, image_id=self._id(pair.ours), snapshot_id=_SNAPSHOT
-            )
-            outcome = self._snapshotter.create(source)
-            if outcome is not Outcome.MADE:
-                raise DifferenceError(f"a direct snapshot was {outcome.value}")
+            self._snapshot_directly(pair.ours, _SNAPSHOT)
+
+    def _snapshot_directly(self, name: str, snapshot_id: str) -> int:
+        """Make a direct snapshot; return its number."""
+        image_id = self._like.image_id(name)
+        newest = self._headers.snap_seq(image_id)
+        if not self._stock.wait(1, _NUMBERS_TIMEOUT_S, above=newest):
+            raise DifferenceError("the monitors give no snapshot numbers")
+        self._step()
+        source = Source(volume_id=name, image_id=image_id, snapshot_id=snapshot_id)
+        outcome = self._snapshotter.create(source)
+        if outcome is not Outcome.MADE:
+            raise DifferenceError(f"a direct snapshot was {outcome.value}")
         self._snapshotter.flush()
+        return self._headers.snap_seq(image_id)
+
+    def _clone_live(self, pairs: list[_Pair]) -> None:
+        """Clone each clone through a hidden snapshot that goes to the trash at once."""
+
+        def by_librbd(image: Any) -> None:
+            name = image.get_name()
+            image.create_snap(_HIDDEN)
+            self._rbd.RBD().clone(
+                self._ioctx, name, _HIDDEN, self._ioctx, name + _CHILD, self._features, self._order
+            )
+            image.remove_snap(_HIDDEN)
+
+        self._everywhere([pair.theirs for pair in pairs], by_librbd)
+        for pair in pairs:
+            snap = self._snapshot_directly(pair.ours, _HIDDEN)
+            parent_id = self._like.image_id(pair.ours)
+            child = pair.ours + _CHILD
+            size_bytes = self._headers.size_bytes(parent_id)
+            plan = self._plan(child, parent_id, snap, size_bytes, size_bytes)
+            self._write(plan, [trashing(parent_id, snap)])
+
+    def _delete_child(self, image: Any) -> None:
+        """Delete the clone of a clone; librbd deletes the snapshot in the trash with it."""
+        self._rbd.RBD().remove(self._ioctx, image.get_name() + _CHILD)
 
     def _write_more(self, image: Any) -> None:
         """Write where there is something, and where nothing was."""
@@ -269,12 +300,16 @@ class Proof:
             self._ioctx, name, _SNAPSHOT, self._ioctx, name + _CHILD, self._features, self._order
         )
         with self._rbd.Image(self._ioctx, name + _CHILD, read_only=True) as child:
-            found = _digest(child)
+            found = digest(child)
         image.set_snap(_SNAPSHOT)
-        if _digest(image) != found:
+        if digest(image) != found:
             raise DifferenceError("a clone of a direct snapshot has other bytes")
         image.set_snap(None)
         librbd.remove(self._ioctx, name + _CHILD)
+
+    def _each(self, step: Callable[[Any], object]) -> Callable[[list[_Pair]], None]:
+        """Return what does one step to all clones of pairs."""
+        return lambda pairs: self._everywhere([name for pair in pairs for name in pair.names], step)
 
     def _everywhere(self, names: list[str], step: Callable[[Any], object]) -> None:
         """Do one step to all clones at once: snapshots then share a proposal of the monitors."""
@@ -298,91 +333,27 @@ class Proof:
         if raised:
             raise raised[0]
 
-    def _content(self, name: str) -> list[object]:
-        """Return what a reader gets of a clone, of its snapshot, and of what lies between."""
-        found: list[object] = []
-        with translated(f"read {name}"), self._rbd.Image(self._ioctx, name) as image:
-            snapshots = [one["name"] for one in image.list_snaps()]
-            for snapshot in snapshots:
-                image.set_snap(snapshot)
-                found += [_digest(image), _differences(image, None)]
-                image.set_snap(None)
-            found.append(_digest(image))
-            found += [_differences(image, snapshot) for snapshot in (None, *snapshots)]
-        return found
-
     def _same(self, pair: _Pair, snap: int, when: str) -> None:
         """Raise DifferenceError unless librbd's clone and ours are stored alike."""
-        theirs, ours = (self._stored(name) for name in pair.names)
+        theirs, ours = (self._like.stored(name) for name in pair.names)
         different = sorted(
             key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)
         )
         if different:
             raise DifferenceError(f"after {when} these differ: {', '.join(different)}")
-        links = self._rows(header_object(self._id(SCRATCH))).get(wire.children_key(snap), b"")
-        linked = [wire.child_spec(self._pool_id, self._id(n)) in links for n in pair.names]
+        links = self._like.rows(header_object(self._like.image_id(SCRATCH))).get(
+            wire.children_key(snap), b""
+        )
+        linked = [
+            wire.child_spec(self._pool_id, self._like.image_id(n)) in links for n in pair.names
+        ]
         if linked[0] != linked[1]:
             raise DifferenceError(f"after {when} the parent's links differ")
 
-    def _stored(self, name: str) -> dict[str, bytes]:
-        """Return all that is stored of an image besides data, without what may differ."""
-        image_id = self._id(name)
-        rows = self._rows(header_object(image_id))
-        found: dict[str, bytes] = {}
-        snaps = self._headers.snaps(image_id)
-        for key, value in rows.items():
-            text = key
-            for number, snap in enumerate(snaps):
-                text = text.replace(f"{snap:016x}", f"#{number}")
-            found[f"row {text}"] = self._neutral(key, value, name, image_id, snaps)
-        for number, suffix in enumerate(["", *(f".{snap:016x}" for snap in snaps)]):
-            found[f"object map {number}"] = self._read(map_object(image_id) + suffix)
-        raw = self._read(f"rbd_id.{name}")
-        found["name"] = b"ID" if raw == wire.string(image_id) else raw
-        listed = self._headers.listed_id(name)
-        found["entry"] = b"" if listed is None else listed.replace(image_id, "ID").encode()
-        return found
-
-    def _neutral(self, key: str, value: bytes, name: str, image_id: str, snaps: list[int]) -> bytes:
-        """Return a row without the image's own name and id, snapshot numbers and times."""
-        if key in _TIMES:
-            return b"time" if len(value) == 8 else value
-        if key == "object_prefix":
-            return value[4:].replace(image_id.encode(), b"ID")
-        if key == "snap_seq":
-            newest = int.from_bytes(value, "little")
-            return b"newest" if newest >= max(snaps, default=1) else value
-        if key.startswith("snapshot_"):
-            snap = int(key.removeprefix("snapshot_"), 16).to_bytes(8, "little")
-            value = _without_times(value[:6] + value[6:14].replace(snap, b"SNAPSHOT") + value[14:])
-        return value.replace(name.encode(), b"NAME")
-
-    def _rows(self, name: str) -> dict[str, bytes]:
-        """Return all rows of an object."""
-        found: dict[str, bytes] = {}
-        while True:
-            with translated(f"read {name}"), bindings().rados.ReadOpCtx() as op:
-                rows, _ = self._ioctx.get_omap_vals(
-                    op, list(found)[-1] if found else "", "", _PAGE_ROWS
-                )
-                self._ioctx.operate_read_op(op, name)
-                page = dict(rows)
-            if not page:
-                return found
-            found |= page
-
-    def _read(self, name: str) -> bytes:
-        """Return an object's bytes; empty if there is none."""
-        with suppress(NotFoundError), translated(f"read {name}"):
-            return bytes(self._ioctx.read(name, 1 << 20))
-        return b""
-
-    def _id(self, name: str) -> str:
-        """Return the id of a scratch image."""
-        found = self._headers.image_id(name)
-        if found is None:
-            raise DifferenceError(f"librbd does not find {name}")
-        return found
+    def _links(self, snap: int) -> bytes:
+        """Return the row with the clones of the first scratch image's snapshot."""
+        rows = self._like.rows(header_object(self._like.image_id(SCRATCH)))
+        return rows.get(wire.children_key(snap), b"")
 
     def _drop_dangling_links(self) -> None:
         """Delete links of the scratch image to clones whose other half was never written."""
@@ -390,7 +361,7 @@ class Proof:
         if image_id is None or not self._headers.exists(image_id):
             return
         header = header_object(image_id)
-        for key, value in self._rows(header).items():
+        for key, value in self._like.rows(header).items():
             if not key.startswith("snap_children_"):
                 continue
             snap = int(key.removeprefix("snap_children_"), 16)
@@ -423,31 +394,3 @@ class Proof:
 def _read(image: Any) -> None:
     if image.read(0, 6) != b"parent":
         raise DifferenceError("librbd does not read the parent's bytes through a direct clone")
-
-
-def _digest(image: Any) -> bytes:
-    """Return a digest of the beginning of each object, where the steps above write."""
-    found = hashlib.sha256()
-    for at in range(0, image.size(), CHUNK_SIZE_BYTES):
-        found.update(image.read(at, _DIGEST_BYTES))
-    return found.digest()
-
-
-def _differences(image: Any, from_snapshot: str | None) -> list[tuple[int, int, bool]]:
-    """Return what librbd tells of the differences to a snapshot, by object maps and exactly."""
-    found: list[tuple[int, int, bool]] = []
-    for whole_object in (True, False):
-        image.diff_iterate(
-            0, image.size(), from_snapshot, lambda *one: found.append(one), True, whole_object
-        )
-    return sorted(found)
-
-
-def _without_times(value: bytes) -> bytes:
-    """Return a row without the times in it that are about now."""
-    found = bytearray(value)
-    for at in range(len(value) - 7):
-        seconds, nanoseconds = struct.unpack_from("<II", value, at)
-        if abs(seconds - time.time()) < _TIME_ERROR_S_MAX and nanoseconds < 10**9:
-            found[at : at + 8] = b"the-time"
-    return bytes(found)

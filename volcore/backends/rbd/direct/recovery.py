@@ -2,7 +2,8 @@
 
 A row with a link says that wave 1 was sent; wave 2 may have been, in any part. The header decides:
 it is one write, and what has a header may have been used. Its missing link is written; without
-the snapshot, or without an object map, the clone was never shown and goes.
+the snapshot, or without an object map, the clone was never shown and goes. A snapshot that was
+made for the clone only goes to the trash or away.
 
 A name without a row and without a header, whose id was derived from it, is what is left when the
 row of wave 1 was lost: it goes too. It is no image, so INV-RBD-1 holds.
@@ -57,6 +58,8 @@ class DirectRecovery:
         if present is None or present.link != entry.link:
             return present is not None and bool(present.image_id)
         if self._make_whole(entry.volume_id, entry.link):
+            if entry.link.hidden:
+                self.drop_hidden(entry.link)
             self._directory.complete_link(present)
             return True
         self.undo(entry.volume_id, entry.link)
@@ -75,11 +78,28 @@ class DirectRecovery:
             self._delete(header_object(link.image_id))
         body = wire.child_link(self._pool_id, link.image_id, link.snap)
         self._run(calling(header_object(link.parent_id), "child_detach", body), _ENOENT)
+        if link.hidden:
+            self.drop_hidden(link)
         if image:
             self._delete(map_object(link.image_id))
         if names:
             self.delete_name(volume_id, link.image_id)
         self.forget(volume_id, link)
+
+    def drop_hidden(self, link: Link) -> None:
+        """Delete the snapshot that was made for a clone; with the clone it goes to the trash."""
+        with suppress(NotFoundError):
+            found = self._headers.snapshot(link.parent_id, link.snap)
+            if not found.user and self._headers.has_children(link.parent_id, link.snap):
+                return
+            with (
+                translated(f"delete snapshot {found.name}"),
+                bindings().rbd.Image(self._ioctx, image_id=link.parent_id) as image,
+            ):
+                if found.user:
+                    image.remove_snap(found.name)
+                else:
+                    image.remove_snap_by_id(link.snap)
 
     def forget(self, volume_id: str, link: Link) -> None:
         """Delete the row of a clone in the making, if it is still that."""
@@ -119,7 +139,7 @@ class DirectRecovery:
         rows = self._rows(header_object(link.image_id), ("features", "parent"))
         if rows is None or "features" not in rows:
             return False
-        if self._reads_from_parent(rows.get("parent", b""), link):
+        if self._reads_from_parent(rows.get("parent", b""), link) and not self._is_linked(link):
             code = self._run(attaching(self._pool_id, link), _EEXIST, _ENOENT)
             if code == _ENOENT:
                 return False
@@ -141,6 +161,12 @@ class DirectRecovery:
         planned = wire.parent_row(self._pool_id, link.parent_id, link.snap, 0)
         body = slice(6, len(planned) - 8)  # without head and overlap
         return row[body] == planned[body]
+
+    def _is_linked(self, link: Link) -> bool:
+        """Return whether the parent knows the clone; a snapshot in the trash takes no new ones."""
+        key = wire.children_key(link.snap)
+        rows = self._rows(header_object(link.parent_id), (key,)) or {}
+        return wire.child_spec(self._pool_id, link.image_id) in rows.get(key, b"")
 
     def _listed(self) -> list[tuple[str, str]]:
         """Return (name, image id) of every image in librbd's list."""

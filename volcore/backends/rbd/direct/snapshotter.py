@@ -66,6 +66,8 @@ class Source:
     volume_id: str
     image_id: str
     snapshot_id: str
+    size_bytes: int | None = None
+    """What the image must have, else the snapshot is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,16 +125,21 @@ class Snapshotter:
             snap = self._stock.take(above=above)
             if snap is None:
                 return Outcome.REFUSED
-            with self._lock:
-                self._busy.add(snap)
             try:
                 return self._with_number(source, snap)
             except _NumberTooLowError as err:
                 above = err.snap_seq
-            finally:
-                with self._lock:
-                    self._busy.discard(snap)
         return Outcome.REFUSED
+
+    def create_numbered(self, source: Source, snap: int) -> Outcome:
+        """Make a snapshot with a number from stock, which goes back there if nothing was made.
+
+        Errors as `create`.
+        """
+        try:
+            return self._with_number(source, snap)
+        except _NumberTooLowError:
+            return Outcome.REFUSED
 
     def flush(self) -> None:
         """Return when no write behind an answer is under way."""
@@ -174,6 +181,8 @@ class Snapshotter:
     def _with_number(self, source: Source, snap: int) -> Outcome:
         """Make a snapshot with that number, which is free again if nothing was made."""
         steps = _Steps(self._waves, self._directory, source, snap, self._features)
+        with self._lock:
+            self._busy.add(snap)
         try:
             outcome = self._attempt(steps)
         except UnavailableError:
@@ -182,6 +191,8 @@ class Snapshotter:
         finally:
             if not steps.is_open:
                 self._take_back(steps, source.image_id, snap)
+            with self._lock:
+                self._busy.discard(snap)
         if outcome is not Outcome.REFUSED:
             self._finish(steps, snap)
         return outcome
@@ -252,6 +263,8 @@ class _Steps:
             return Outcome.REFUSED
         if header.snap_seq >= self._snap:
             raise _NumberTooLowError(header.snap_seq)
+        if self._source.size_bytes not in (None, header.size_bytes):
+            return Outcome.REFUSED
         objects = -(-header.size_bytes // CHUNK_SIZE_BYTES)
         if wire.mapped_objects(object_map) != objects:
             return Outcome.REFUSED
