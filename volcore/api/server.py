@@ -81,13 +81,16 @@ class ApiServer:
         calls_queued_max: int = limits.CALLS_QUEUED_MAX,
     ) -> None:
         self._calls = CallPool("call", threads=call_threads, queued_max=calls_queued_max)
+        self._snapshots = CallPool(
+            "snapshot", threads=limits.SNAPSHOT_THREADS, queued_max=calls_queued_max
+        )
         self._streams = CallPool("stream", threads=STREAM_THREADS, queued_max=STREAMS_QUEUED_MAX)
         self._interceptor = CallInterceptor()
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._sockets: dict[Path, int] = {}
         self._files = HandedFiles()
-        services = Services(engine, self._calls, self._streams, self._files)
+        services = Services(engine, self._calls, self._snapshots, self._streams, self._files)
         self._operations = OperationServicer(services)
         add = self._server
         volume_service_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(services), add)
@@ -187,8 +190,9 @@ class ApiServer:
 
     def close(self, timeout_s: float) -> bool:
         """Wait for threads that are still at work; say whether all have ended. Blocks."""
-        ended = self._streams.close(timeout_s)
-        return self._calls.close(timeout_s) and ended
+        pools = (self._streams, self._snapshots, self._calls)
+        ended = [pool.close(timeout_s) for pool in pools]
+        return all(ended)
 
     async def _set_health(self, status: Any) -> None:
         for service in ("", *SERVICES):

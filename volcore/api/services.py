@@ -12,12 +12,13 @@ from volcore.wire import names
 class Services:
     """Passed to every servicer.
 
-    `calls` runs what ends soon; `streams` what moves bytes for long, so that the one cannot starve
-    the other.
+    `calls` runs what ends soon; `snapshots` what waits side by side, mostly for others; `streams`
+    what moves bytes for long, so that none can starve the others.
     """
 
     engine: Engine
     calls: CallPool
+    snapshots: CallPool
     streams: CallPool
     files: HandedFiles
 

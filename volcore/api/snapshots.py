@@ -20,13 +20,14 @@ class SnapshotServicer(SnapshotServiceServicer):
         self._snapshots = services.engine.snapshots
         self._checks = services.engine.checks
         self._run = services.calls.run
+        self._wait = services.snapshots.run
 
     async def CreateSnapshot(
         self, request: pb.CreateSnapshotRequest, context: Any
     ) -> pb.CreateSnapshotResponse:
         """See snapshot_service.proto, here and below."""
         pool, volume = names.parse_volume(request.parent, field="parent")
-        snapshot = await self._run(
+        snapshot = await self._wait(
             self._snapshots.create, pool, volume, request.snapshot_id, labels=dict(request.labels)
         )
         return pb.CreateSnapshotResponse(snapshot=convert.snapshot_message(pool, snapshot))
@@ -67,5 +68,5 @@ class SnapshotServicer(SnapshotServiceServicer):
         self, request: pb.DeleteSnapshotRequest, context: Any
     ) -> pb.DeleteSnapshotResponse:
         name = names.parse_snapshot(request.name, field="name")
-        await self._run(self._snapshots.delete, *name)
+        await self._wait(self._snapshots.delete, *name)
         return pb.DeleteSnapshotResponse()
