@@ -2,9 +2,10 @@
 
 What it isolates: metadata only, with Ceph's default pause of a second between changes of a map.
 Contenders of a scenario take turns on a cluster of the run's own; `volcore` is a server in a
-process of its own, `backend` the same path without server and catalog. `librbd` keeps its image open, as a client that has nothing else to do would; Cinder's driver
-connects and opens for each call, and walks the ancestors to count them. Attached volumes are open,
-with the lock, in another client; their snapshots go through librbd, from so many threads at once.
+process of its own, `backend` the same path without server and catalog. `librbd` keeps its image
+open, as a client that has nothing else to do would; Cinder's driver connects and opens for each
+call. Attached volumes are open, with the lock, in another client; their snapshots go through
+librbd, from so many threads at once.
 
     .venv/bin/python -m benchmarks snapshot_rbd --store bluestore --rounds 20 --json DIR/s.json
 """
@@ -22,10 +23,14 @@ from benchmarks.bench_clone_rbd import FEATURES, ORDER, Bench
 from benchmarks.local.report import Figure, Sample, print_table, write_json
 from benchmarks.local.sampling import Turns
 from volcore.limits import GIB, MIB
+from volcore.testing import cluster
 from volcore.testing.cluster import CephCluster
 
 SIZE_BYTES = 10 * GIB
 ATTACHED = 100
+QUICK_MAPS = "paxos propose interval = 0.02\npaxos min wait = 0.01\n"
+"""What test clusters change to save time."""
+assert QUICK_MAPS in cluster._CONF
 
 
 def figure(
@@ -74,7 +79,7 @@ def cinder_clone(bench: Bench, source: str) -> None:
     """create_cloned_volume of Cinder's driver."""
     name = bench.fresh("c")
     snapshot = f"{name}.clone_snap"
-    with bench._connection() as cluster, cluster.open_ioctx("plain") as ioctx:
+    with bench._connection() as connection, connection.open_ioctx("plain") as ioctx:
         with bench.rbd.Image(ioctx, source) as image:
             image.create_snap(snapshot)
             image.protect_snap(snapshot)
@@ -107,7 +112,7 @@ def live(bench: Bench, rounds: int) -> Iterator[Figure]:
 def attached(bench: Bench, rounds: int) -> Iterator[Figure]:
     """Snapshots of many volumes at once that another client writes to."""
     names = [f"a{number}" for number in range(ATTACHED)]
-    with bench._connection() as cluster, cluster.open_ioctx("served") as ioctx:
+    with bench._connection() as connection, connection.open_ioctx("served") as ioctx:
         before = set(bench.rbd.RBD().list(ioctx))
         for name in names:
             bench.client.create_volume(f"pools/p/volumes/{name}", size_bytes=SIZE_BYTES)
@@ -145,7 +150,8 @@ def main() -> None:
     figures: list[Figure] = []
     with contextlib.ExitStack() as undo:
         work = Path(undo.enter_context(tempfile.TemporaryDirectory()))
-        access = undo.enter_context(CephCluster(store=chosen.store, map_pause_s=1.0))
+        cluster._CONF = cluster._CONF.replace(QUICK_MAPS, "")
+        access = undo.enter_context(CephCluster(store=chosen.store))
         bench = Bench(access, work / "server", undo)
         figures += detached(bench, chosen.rounds)
         figures += live(bench, chosen.rounds)

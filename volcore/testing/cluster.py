@@ -73,8 +73,8 @@ mon allow pool delete = true
 mon max pg per osd = 4000
 mon warn on pool no redundancy = false
 # A second's pause between map changes saves a real cluster work and costs a test run minutes.
-paxos propose interval = {pause}
-paxos min wait = {wait}
+paxos propose interval = 0.02
+paxos min wait = 0.01
 [mon]
 mon data = {dir}/mon
 mon data avail warn = 2
@@ -199,10 +199,7 @@ class CephCluster(CephAccess):
         osd_count: int = 1,
         store: Literal["bluestore", "memstore"] = "bluestore",
         tied: bool = True,
-        map_pause_s: float = 0.02,
     ) -> None:
-        """Start nothing yet; `map_pause_s` is between two changes of a map, Ceph's default is 1."""
-        self._map_pause_s = map_pause_s
         self._temporary = directory is None
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="volcore-ceph-"))
@@ -289,14 +286,7 @@ class CephCluster(CephAccess):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         (self.directory / "keys").chmod(0o700)
         fsid, port = str(uuid.uuid4()), _free_port()
-        text = _CONF.format(
-            fsid=fsid,
-            port=port,
-            dir=self.directory,
-            store=self._store,
-            pause=self._map_pause_s,
-            wait=min(0.05, self._map_pause_s / 2),
-        )
+        text = _CONF.format(fsid=fsid, port=port, dir=self.directory, store=self._store)
         self.conf_path.write_text(text)
         everything = {"mon": "allow *", "osd": "allow *", "mgr": "allow *"}
         profile_osd = {"mon": "allow profile osd", "mgr": "allow profile osd", "osd": "allow *"}

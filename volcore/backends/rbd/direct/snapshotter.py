@@ -3,10 +3,10 @@
 Nobody may write to the image meanwhile. A writer holds the header's lock, and every taking and
 giving back of that lock changes the header's version. So:
 
-1. look: header and its version, who watches it, the object map; beside it the row that says which
-   number is being used for which image;
-2. copy the object map for the snapshot; look who holds the lock, and at the map once more: if it
-   did not change, it is what it is as long as the header has that version;
+1. look: header and its version, the lock, the object map; beside it the row that says which number
+   is being used for which image;
+2. copy the object map for the snapshot; look who watches the header and who holds the lock, and at
+   the map once more: if it did not change, it is what it is as long as the header has that version;
 3. add the snapshot, if the header still has the version, and tell whoever watches by now;
 4. mark in the object map that all of it is older than the snapshot, if the map is still that one.
 
@@ -14,6 +14,10 @@ When 3 is done and nobody watched, the snapshot is there, and 4 goes behind the 
 a diff from this snapshot tells of more objects than have changed, never of fewer. A client that
 came in between was told before it could write, if the map is still as it was at 4; else the
 snapshot is taken back.
+
+Whoever watches is found by a notification, librbd's own for a changed header. The holder of the
+lock gets none: librbd 16 that is asked for a snapshot while it looks at a changed header may answer
+half a minute late.
 
 Before 3 there is nothing but a row and the copy of a map, which `settle` deletes.
 """
@@ -280,22 +284,26 @@ class _Steps:
         return Outcome.MADE if told is not None and code == 0 else Outcome.DOUBTFUL
 
     def _look(self) -> tuple[_Header | None, bytes]:
-        """Do step 1; the header is None when somebody has the image open."""
-        watching = self._waves.notify(self._header_name, wire.HEADER_UPDATE)
+        """Do step 1; the header is None when somebody writes to the image."""
+        locking = self._ask_lock()
         reading = self._waves.read(self._map_name, _MAP_BYTES_MAX)
         rows = [] if self.is_reserved else [Write(OBJECT_NAME, self._fill_row)]
         self.is_reserved = True
         found: list[_Header] = []
         codes = self._waves.run(rows, beside=lambda: found.append(self._header()))
-        told = _told(watching)
+        is_locked = _is_locked(locking)
         read_code, object_map = reading.wait()
         if codes == [-errno.ECANCELED]:  # not in stock: not ours
             self.is_open = True
             return None, b""
         self._check(*codes)
-        if told != 0 or read_code <= 0:
+        if is_locked or read_code <= 0:
             return None, b""
         return found[0], bytes(object_map[0])
+
+    def _ask_lock(self) -> Reply:
+        """Start to ask who holds the lock."""
+        return self._waves.call(self._header_name, "lock", "get_info", wire.LOCK_QUESTION)
 
     def _fill_row(self, op: Any) -> None:
         self._directory.using_number(op, self._snap, self._source.image_id)
@@ -328,8 +336,9 @@ class _Steps:
         )
 
     def _copy(self, object_map: bytes) -> int | None:
-        """Do step 2; return the map's version, None if somebody holds the lock."""
-        locking = self._waves.call(self._header_name, "lock", "get_info", wire.LOCK_QUESTION)
+        """Do step 2; return the map's version, None if somebody has the image open."""
+        locking = self._ask_lock()
+        watching = self._waves.notify(self._header_name, wire.HEADER_UPDATE)
         name = _copy_object(self._source.image_id, self._snap)
         found: list[tuple[bytes, int]] = []
         self.is_copied = True
@@ -337,9 +346,9 @@ class _Steps:
             [Write(name, lambda op: op.write_full(object_map))],
             beside=lambda: found.append(self._map()),
         )
-        lock_code, reply = locking.wait()
+        is_free = not _is_locked(locking) and _told(watching) == 0
         self._check(*codes)
-        if lock_code < 0 or wire.lockers(reply[0]):
+        if not is_free:
             return None
         again, version = found[0]
         if again != object_map:
@@ -413,6 +422,12 @@ def _told(reply: Reply) -> int | None:
         return None
     _, answered, silent = found
     return None if silent else len(answered)
+
+
+def _is_locked(reply: Reply) -> bool:
+    """Return whether somebody holds the lock, or may."""
+    code, found = reply.wait()
+    return code < 0 or wire.lockers(found[0]) > 0
 
 
 def _copy_object(image_id: str, snap: int) -> str:
