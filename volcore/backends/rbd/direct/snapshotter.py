@@ -15,9 +15,8 @@ a diff from this snapshot tells of more objects than have changed, never of fewe
 came in between was told before it could write, if the map is still as it was at 4; else the
 snapshot is taken back.
 
-Whoever watches is found by a notification, librbd's own for a changed header. The holder of the
-lock gets none: librbd 16 that is asked for a snapshot while it looks at a changed header may answer
-half a minute late.
+Whoever watches is found by a notification, librbd's own for a changed header; who holds the lock is
+found before, and left alone.
 
 Before 3 there is nothing but a row and the copy of a map, which `settle` deletes.
 """
