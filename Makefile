@@ -59,7 +59,7 @@ bench-local: ## the embedded backend against its bars and rivals, ten minutes (B
 	@scripts/setup bench
 	@$(PYTHON) -m benchmarks.local $(BENCH)
 
-soak: ## long crash tests: power cuts, corruptions, load under kill -9 (SOAK="--seconds 60 load")
+soak: ## long crash tests: power cuts, corruptions, kill -9 under load, rbd (SOAK="--seconds 60 load")
 	@scripts/setup test
 	@scripts/soak $(SOAK)
 
