@@ -344,6 +344,7 @@ class RbdBackend(VolumeBackend):
         except NotFoundError as err:
             raise volume_missing(volume_id) from err
         if parent is None:
+            session.directory.set_flattening(volume_id, False)
             return
         session.watchers.refuse_if_in_use(volume_id, entry.image_id)
         raised: list[BaseException] = []
@@ -365,12 +366,17 @@ class RbdBackend(VolumeBackend):
                 partial(session.rbd_image, parent.image_id),
                 session.check,
             )
+            session.directory.set_flattening(volume_id, True)
             try:
                 with translated(f"flatten volume {volume_id}", missing=volume_missing(volume_id)):
                     image.flatten(on_progress)
-            finally:
+            except VolcoreError as err:
+                with suppress(VolcoreError):  # else the next start of a server does it
+                    session.links.end(entry.image_id)
                 if raised:
-                    raise raised[0]
+                    raise raised[0] from err
+                raise
+        session.directory.set_flattening(volume_id, False)
         session.reaper.reap_quietly(parent.image_id)
 
     def revert(self, volume_id: str, snapshot_id: str) -> None:

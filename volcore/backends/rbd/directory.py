@@ -9,6 +9,7 @@ Rows of the omap object `volcore_directory` (docs/formats/omap.md):
 direct clone that is being made;
 `t/<image id>` - the image of a deleted volume, until no clone needs it: the name it had;
 `n/<number>` - a snapshot number in stock, or the image that a snapshot with it is being made of;
+`f/<volume id>` - a volume that is being flattened;
 `s/server` - who served this pool last, until that one has stopped cleanly;
 `s/proof`, `s/proving` - what is known of direct clones, and whether scratch images may exist.
 
@@ -35,6 +36,7 @@ LINK_FORMAT: Final = 2
 _VOLUME: Final = "v/"
 _TRASH: Final = "t/"
 _NUMBER: Final = "n/"
+_FLATTEN: Final = "f/"
 _SERVER: Final = "s/server"
 _PROOF: Final = "s/proof"
 _PROVING: Final = "s/proving"
@@ -124,7 +126,7 @@ class Directory:
         return self._omap.commit(
             expect={key: entry.raw},
             puts={_TRASH + image_id: _encode(name=entry.volume_id)},
-            removals=(key,),
+            removals=(key, _FLATTEN + entry.volume_id),
         )
 
     def retired_name(self, image_id: str) -> str | None:
@@ -171,6 +173,19 @@ class Directory:
         """Yield all numbers, ascending, each with the image that it is in use for, or empty."""
         for key, raw in self._omap.walk(_NUMBER):
             yield int(key.removeprefix(_NUMBER), 16), _decode(raw).get("image", "")
+
+    def set_flattening(self, volume_id: str, flattening: bool) -> None:
+        """Write down that a volume is about to be flattened, or that it is."""
+        key = _FLATTEN + volume_id
+        if flattening:
+            self._omap.commit(expect={}, puts={key: _encode()})
+        else:
+            self._omap.commit(expect={}, removals=(key,))
+
+    def walk_flattening(self) -> Iterator[str]:
+        """Yield the volumes whose flatten has begun and has not ended well."""
+        for key, _ in self._omap.walk(_FLATTEN):
+            yield key.removeprefix(_FLATTEN)
 
     def proof(self) -> str:
         """Return for what direct clones were proven right, empty if for nothing."""

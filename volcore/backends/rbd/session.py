@@ -15,6 +15,7 @@ from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers
 from volcore.backends.rbd.lease import PoolLease
+from volcore.backends.rbd.links import Links
 from volcore.backends.rbd.omap import OmapObject
 from volcore.backends.rbd.presence import Presence
 from volcore.backends.rbd.reaper import Reaper
@@ -61,6 +62,7 @@ class Session:
             self.rbd = bindings().rbd.RBD()
             self.headers = Headers(self.ioctx)
             self.directory = Directory(OmapObject(self.ioctx, OBJECT_NAME))
+            self.links = Links(self.ioctx, self.headers, self.directory)
             self.handles = Handles(self.ioctx)
             self.watchers = Watchers(cluster, self.ioctx)
             self.presence = Presence(self.ioctx, self.find)
@@ -80,6 +82,7 @@ class Session:
                 self.lease = PoolLease(cluster, self.ioctx, self.directory, pool)
                 self.lease.acquire()
                 undo.callback(self.lease.release)
+                self.links.end_all()
             undo.callback(self.direct.close)
             if not direct:
                 self.direct.refuse("turned off in the configuration")

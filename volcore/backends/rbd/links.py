@@ -1,0 +1,119 @@
+"""Ending links between clone and parent that a killed client has cut on the parent's side only.
+
+librbd's flatten, once everything is copied, first takes the clone out of the parent's header, then
+the parent out of the clone's. Removing an image begins so, too, and a clone is made in the opposite
+order. A client that dies in between leaves a clone that its parent does not know. Nothing keeps the
+parent then from being freed, and librbd opens no image whose parent is gone: the volume is lost,
+though all its bytes are there (seen in 16.2.15).
+
+So a flatten is written down before it starts, and when a pool is opened, before anything is freed,
+the links of all images that may be in this state are looked at. Where the parent does not know the
+clone, the clone's side is cut, as librbd was about to do: what was flattened needs its parent no
+more, and what was being deleted or made goes. (The parent cannot be told of the clone again: a
+deleted snapshot takes no new clone.) tests/rbd_backend/test_links.py plants such links, holds
+librbd to that order, and fails without this module.
+
+Invariants:
+1. INV-RBD-5 (must): an image is freed only when no clone names it as its parent.
+2. INV-RBD-6 (must): a parent is cut off only from a clone whose flatten, deletion or making has
+   begun, and which the parent does not know.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+from volcore.backends.rbd.bindings import bindings
+from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.directory import Directory
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.header import Headers, Parent
+from volcore.errors import NotFoundError, VolcoreError
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Links:
+    """The links of one pool's images; any thread, every call may be repeated."""
+
+    def __init__(self, ioctx: Any, headers: Headers, directory: Directory) -> None:
+        self._ioctx = ioctx
+        self._headers = headers
+        self._directory = directory
+        self._pool_id = int(ioctx.get_pool_id())
+
+    def end_all(self) -> int:
+        """End all links that a crash may have left cut on one side; return how many.
+
+        Precondition: this server has the pool, and frees nothing meanwhile. Complexity: the pages
+        of the directory, and two requests for each image that is deleted, flattened or half made.
+        """
+        ended = [parent for one in list(self._suspects()) if (parent := self._end(one))]
+        for parent in ended:
+            self._drop_needless(parent)
+        return len(ended)
+
+    def end(self, image_id: str) -> None:
+        """End the link of one image, if its parent does not know it.
+
+        Precondition: a flatten of it has begun, and none is running.
+        """
+        parent = self._end(image_id)
+        if parent is not None:
+            self._drop_needless(parent)
+
+    def _suspects(self) -> Iterator[str]:
+        yield from self._directory.walk_retired()
+        for volume_id in self._directory.walk_flattening():
+            entry = self._directory.find(volume_id)
+            if entry is not None and entry.image_id:
+                yield entry.image_id
+        for entry in self._directory.walk():
+            if not entry.image_id and entry.link is None:
+                image_id = self._headers.image_id(entry.volume_id)
+                if image_id is not None:
+                    yield image_id
+
+    def _end(self, image_id: str) -> Parent | None:
+        """Return the parent that an image had, if that did not know it."""
+        try:
+            parent = self._headers.parent(image_id)
+        except NotFoundError:
+            return None
+        if parent is None or parent.pool_id != self._pool_id or self._knows(parent, image_id):
+            return None
+        with translated(f"end the link of rbd image {image_id} to {parent.image_id}"):
+            self._ioctx.execute(f"rbd_header.{image_id}", "rbd", "parent_detach", b"")
+        _LOG.warning("rbd image %s: ended a link that a crash had cut in half", image_id)
+        return parent
+
+    def _knows(self, parent: Parent, image_id: str) -> bool:
+        """Return whether a parent that exists has the image among the clones of its snapshot."""
+        key = wire.children_key(parent.snap)
+        with (
+            suppress(NotFoundError),
+            translated(f"read the clones of rbd image {parent.image_id}"),
+            bindings().rados.ReadOpCtx() as op,
+        ):
+            found, _ = self._ioctx.get_omap_vals_by_keys(op, (key,))
+            self._ioctx.operate_read_op(op, f"rbd_header.{parent.image_id}")
+            return image_id in {child for _, row in found for child in wire.children(row)}
+        return False
+
+    def _drop_needless(self, parent: Parent) -> None:
+        """Delete a deleted snapshot that waited for this clone only, as librbd does after a cut."""
+        try:
+            if self._headers.snapshot(parent.image_id, parent.snap).user:
+                return
+            if self._headers.has_children(parent.image_id, parent.snap):
+                return
+            with (
+                translated(f"delete snapshot {parent.snap} of rbd image {parent.image_id}"),
+                bindings().rbd.Image(self._ioctx, image_id=parent.image_id) as image,
+            ):
+                image.remove_snap_by_id(parent.snap)
+        except NotFoundError:
+            return
+        except VolcoreError as err:
+            _LOG.warning("a deleted snapshot of rbd image %s stays: %s", parent.image_id, err)
