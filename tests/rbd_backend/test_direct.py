@@ -368,3 +368,17 @@ def test_a_proof_cut_short_leaves_nothing(ceph_cluster, ceph_pool, monkeypatch):
     assert leftovers(ceph_cluster, ceph_pool) != set()
     with opened(ceph_cluster, ceph_pool):
         assert leftovers(ceph_cluster, ceph_pool) == set()
+
+
+def test_undone_beside_a_deleted_snapshot(direct):
+    """Goal: a deleted snapshot does not outlast its clones. Method: delete it, then recover."""
+    first, second = writes_of(direct, "c")
+    waves = direct._session().direct.waves
+    assert not any(waves.run(first))
+    assert not any(waves.run(second[2:3]))  # the link
+    gold = direct._session().headers.image_id("gold")
+    direct.delete_snapshot("gold", "s")
+    assert len(direct._session().headers.snaps(gold)) == 1
+    direct.collect()
+    assert list(direct.walk()) == ["gold"]
+    assert direct._session().headers.snaps(gold) == []

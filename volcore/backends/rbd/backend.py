@@ -34,6 +34,7 @@ from volcore.backends.rbd.directory import HIDDEN_PREFIX
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.extents import changed_extents
 from volcore.backends.rbd.header import HeaderSnapshot
+from volcore.backends.rbd.objectmap import mark_changed
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
     check_size,
@@ -395,6 +396,7 @@ class RbdBackend(VolumeBackend):
                 bindings().rbd.Image(session.ioctx, image_id=entry.image_id) as image,
             ):
                 image.rollback_to_snap(snapshot_id)
+                mark_changed(session.ioctx, entry.image_id, int(image.size()))
 
     def diff(
         self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None

@@ -51,7 +51,7 @@ class Links:
         """
         ended = [parent for one in list(self._suspects()) if (parent := self._end(one))]
         for parent in ended:
-            self._drop_needless(parent)
+            drop_needless(self._ioctx, self._headers, parent.image_id, parent.snap)
         return len(ended)
 
     def end(self, image_id: str) -> None:
@@ -61,7 +61,7 @@ class Links:
         """
         parent = self._end(image_id)
         if parent is not None:
-            self._drop_needless(parent)
+            drop_needless(self._ioctx, self._headers, parent.image_id, parent.snap)
 
     def _suspects(self) -> Iterator[str]:
         yield from self._directory.walk_retired()
@@ -101,19 +101,21 @@ class Links:
             return image_id in {child for _, row in found for child in wire.children(row)}
         return False
 
-    def _drop_needless(self, parent: Parent) -> None:
-        """Delete a deleted snapshot that waited for this clone only, as librbd does after a cut."""
-        try:
-            if self._headers.snapshot(parent.image_id, parent.snap).user:
-                return
-            if self._headers.has_children(parent.image_id, parent.snap):
-                return
-            with (
-                translated(f"delete snapshot {parent.snap} of rbd image {parent.image_id}"),
-                bindings().rbd.Image(self._ioctx, image_id=parent.image_id) as image,
-            ):
-                image.remove_snap_by_id(parent.snap)
-        except NotFoundError:
+
+def drop_needless(ioctx: Any, headers: Headers, image_id: str, snap: int) -> None:
+    """Delete a deleted snapshot if its last clone has gone, as librbd does after a cut.
+
+    Idempotent. What fails is logged: such a snapshot costs space, no data.
+    """
+    try:
+        if headers.snapshot(image_id, snap).user or headers.has_children(image_id, snap):
             return
-        except VolcoreError as err:
-            _LOG.warning("a deleted snapshot of rbd image %s stays: %s", parent.image_id, err)
+        with (
+            translated(f"delete snapshot {snap} of rbd image {image_id}"),
+            bindings().rbd.Image(ioctx, image_id=image_id) as image,
+        ):
+            image.remove_snap_by_id(snap)
+    except NotFoundError:
+        return
+    except VolcoreError as err:
+        _LOG.warning("a deleted snapshot of rbd image %s stays: %s", image_id, err)

@@ -29,6 +29,7 @@ from volcore.backends.rbd.direct.waves import Waves, Write, calling
 from volcore.backends.rbd.directory import Directory, Entry, Link
 from volcore.backends.rbd.errmap import error_of_code, translated
 from volcore.backends.rbd.header import Headers
+from volcore.backends.rbd.links import drop_needless
 from volcore.errors import NotFoundError
 
 _OBJECT_MAP: Final = 8
@@ -77,9 +78,11 @@ class DirectRecovery:
         if image:
             self._delete(header_object(link.image_id))
         body = wire.child_link(self._pool_id, link.image_id, link.snap)
-        self._run(calling(header_object(link.parent_id), "child_detach", body), _ENOENT)
+        detached = self._run(calling(header_object(link.parent_id), "child_detach", body), _ENOENT)
         if link.hidden:
             self.drop_hidden(link)
+        elif detached == 0:
+            drop_needless(self._ioctx, self._headers, link.parent_id, link.snap)
         if image:
             self._delete(map_object(link.image_id))
         if names:
