@@ -51,8 +51,8 @@ build: ## sdist, and the wheel built from it, in dist/
 	@scripts/setup dev
 	@scripts/build
 
-bench: ## benchmarks (BENCH="words")
-	@scripts/setup test
+bench: ## volumes on Ceph against their bars and rivals, 15 minutes (BENCH="clone scaling")
+	@scripts/setup bench
 	@$(PYTHON) -m benchmarks $(BENCH)
 
 bench-local: ## the embedded backend against its bars and rivals, ten minutes (BENCH="clone fio")

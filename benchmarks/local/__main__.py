@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.local import machine, report
-from benchmarks.local.report import Figure
-from benchmarks.local.sampling import Context
+from benchmarks import machine, report
+from benchmarks.report import Figure
+from benchmarks.sampling import Context
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = {

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.local.report import Figure
-from benchmarks.local.sampling import Context, Floor, Turns
 from benchmarks.local.stores import IMAGE, IMAGE_MIB, Store, opened
+from benchmarks.report import Figure
+from benchmarks.sampling import Context, Floor, Turns
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
 from volcore.model.records import SourceKind
 from volcore.testing.server import RunningServer

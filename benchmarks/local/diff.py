@@ -7,9 +7,9 @@ in 64 KiB runs    the same number of bytes as every other 64 KiB of 5,242 chunks
 from collections.abc import Iterator
 
 from benchmarks.local import pages
-from benchmarks.local.report import Figure
-from benchmarks.local.sampling import Context, Turns
 from benchmarks.local.stores import Store, opened
+from benchmarks.report import Figure
+from benchmarks.sampling import Context, Turns
 from volcore.limits import CHUNK_SIZE_BYTES, TIB
 from volcore.model.records import Volume
 

@@ -23,9 +23,9 @@ from typing import Any, Protocol
 
 from benchmarks.bench_import import sync_file
 from benchmarks.local.raw_import import random_bytes
-from benchmarks.local.report import Figure, Sample
-from benchmarks.local.sampling import Context
 from benchmarks.local.unchecked import is_possible
+from benchmarks.report import Figure, Sample
+from benchmarks.sampling import Context
 from volcore.limits import KIB, MIB
 from volcore.testing.server import RunningServer
 

@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.local.report import Figure
-from benchmarks.local.sampling import Context, Turns
+from benchmarks.report import Figure
+from benchmarks.sampling import Context, Turns
 from volcore.kernels import crc32c, zero
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, GIB, MIB
 

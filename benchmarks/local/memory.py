@@ -17,9 +17,9 @@ from pathlib import Path
 
 from benchmarks.local import pages
 from benchmarks.local.nbd_client import NbdClient
-from benchmarks.local.report import Figure, Sample
-from benchmarks.local.sampling import Context
 from benchmarks.local.stores import opened
+from benchmarks.report import Figure, Sample
+from benchmarks.sampling import Context
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.errors import VolcoreError
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, KIB, MIB, TIB

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.bench_import import HOLE_SHARE, Rows, ours, sync_file
-from benchmarks.local.report import Figure, Sample
-from benchmarks.local.sampling import Context
+from benchmarks.report import Figure, Sample
+from benchmarks.sampling import Context
 from volcore.limits import MIB
 
 RATIO_MIN = 1.0

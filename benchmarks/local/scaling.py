@@ -9,9 +9,9 @@ count     clones in a pool of 100,000 volumes, and in one of 100
 import random
 from collections.abc import Iterator
 
-from benchmarks.local.report import Figure
-from benchmarks.local.sampling import Context, Turns
 from benchmarks.local.stores import IMAGE, Store, opened
+from benchmarks.report import Figure
+from benchmarks.sampling import Context, Turns
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, GIB, MIB, TIB
 from volcore.model.records import SourceKind, Volume
 

@@ -68,4 +68,4 @@ def test_cli_page(server):
         )  # fmt: skip
         assert done.returncode == 0, f"docs/cli.md:{line}\n{done.stdout}\n{done.stderr}"
         count += 1
-    assert count == 2
+    assert count == 3

@@ -8,7 +8,18 @@ from typing import Annotated, Final
 import typer
 
 from volcore import limits
-from volcore.cli import attachment, image, operation, pool, report, serve, snapshot, version, volume
+from volcore.cli import (
+    attachment,
+    bench,
+    image,
+    operation,
+    pool,
+    report,
+    serve,
+    snapshot,
+    version,
+    volume,
+)
 from volcore.cli.session import Settings
 from volcore.errors import VolcoreError
 
@@ -24,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for noun in (image, volume, snapshot, attachment, pool, operation):
+for noun in (image, volume, snapshot, attachment, pool, operation, bench):
     app.add_typer(noun.app)
 app.command("serve")(serve.serve)
 app.command("version")(version.version)

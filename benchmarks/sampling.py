@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.local.report import Sample
+from benchmarks.report import Sample
 
 Act = Callable[[int], Any]
 """Called with the number of the round."""
@@ -45,11 +45,17 @@ class Turns:
         rounds: int,
         warm_up: int = 0,
         before: Callable[[str, int], None] | None = None,
+        every: Mapping[str, int] | None = None,
     ) -> "Turns":
-        """Time each contender once a round; every other round in reverse order."""
+        """Time each contender once a round; every other round in reverse order.
+
+        `every`: slow contenders take part in each so-many-th round only.
+        """
         names = list(contenders)
         for number in range(-warm_up, rounds):
             for name in names if number % 2 else reversed(names):
+                if every is not None and number % every.get(name, 1):
+                    continue
                 if before is not None:
                     before(name, number)
                 start = time.perf_counter()

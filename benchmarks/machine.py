@@ -16,12 +16,12 @@ def facts(directory: Path) -> list[str]:
         f"load {os.getloadavg()[1]:.1f} in the last five minutes",
         f"{memory_gib:.0f} GiB of memory",
         f"Linux {platform.release()}",
-        _said(["findmnt", "-n", "-o", "FSTYPE", "-T", str(directory)]) or "filesystem unknown",
+        said(["findmnt", "-n", "-o", "FSTYPE", "-T", str(directory)]) or "filesystem unknown",
         f"Python {platform.python_version()}",
         f"grpcio {metadata.version('grpcio')}",
-        _said(["qemu-img", "--version"]),
-        _said(["fio", "--version"]) or "no fio",
-        f"commit {_said(['git', 'rev-parse', '--short', 'HEAD']) or 'unknown'}",
+        said(["qemu-img", "--version"]),
+        said(["fio", "--version"]) or "no fio",
+        f"commit {said(['git', 'rev-parse', '--short', 'HEAD']) or 'unknown'}",
         f"{datetime.date.today():%Y-%m-%d}",
     ]
 
@@ -34,7 +34,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _said(command: list[str]) -> str:
+def said(command: list[str]) -> str:
     """Return the first line that the command prints, or nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

@@ -24,6 +24,12 @@ class Sample:
     def median(self) -> float:
         return statistics.median(self.values)
 
+    def percentile(self, percent: int) -> float:
+        """With few values, the largest ones stand for the last per cents."""
+        if len(self.values) < 2:
+            return self.values[0]
+        return statistics.quantiles(self.values, n=100, method="inclusive")[percent - 1]
+
     @property
     def spread(self) -> tuple[float, float]:
         if len(self.values) < 8:
@@ -57,6 +63,8 @@ class Figure:
     theirs: Sample | None = None
     at_most: float | None = None
     at_least: float | None = None
+    setting: str = ""
+    """What else was so, where the same figure is measured in several settings."""
 
     @property
     def ratio(self) -> float | None:
@@ -82,9 +90,14 @@ class Figure:
         return best(self.ours.values) / best(self.theirs.values)
 
     @property
+    def judged(self) -> float:
+        """What the bar is for."""
+        return self.ours.median if self.ratio is None else self.ratio
+
+    @property
     def ok(self) -> bool | None:
         """None: nothing was promised."""
-        judged = self.ours.median if self.ratio is None else self.ratio
+        judged = self.judged
         if self.at_most is not None:
             return judged <= self.at_most
         if self.at_least is not None:
@@ -116,6 +129,7 @@ class Figure:
         """For JSON."""
         return {
             "scenario": self.scenario,
+            "setting": self.setting,
             "name": self.name,
             "unit": self.unit,
             "median": self.ours.median,
