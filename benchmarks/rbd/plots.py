@@ -11,7 +11,7 @@ OURS = "#1f6f8b"
 THEIRS = "#b0b7bd"
 FLOOR = "#e0c068"
 MISSED = "#c0392b"
-OURS_NAMES = ("volcore", "backend")
+OURS_NAMES = ("volcore", "backend", "claimed")
 FLOOR_NAMES = ("64 B write", "object stat", "empty call")
 PNG_DPI = 110
 
@@ -29,7 +29,7 @@ def draw(directory: Path, outcome: Outcome) -> dict[str, str]:
         "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     drawn = {}
-    clones = [line for line in outcome.lines if line.scenario == "clone"]
+    clones = [line for line in outcome.lines if line.scenario in {"clone", "warm"}]
     if clones:
         _save(directory, "rbd-clone", _latencies(clones, "One clone of 10 GiB: p50, bar to p99"))
         drawn["rbd-clone"] = "p50 and p99 of one clone by each contender"

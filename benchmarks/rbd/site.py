@@ -1,6 +1,7 @@
 """A Ceph of the run's own, a server on it, and plain librbd beside it.
 
 few       pool of the server, with few volumes (its pool `p`)
+warm      pool of the server, with a stock of ready clones
 many      pool of the server, filled on demand: 10,000 volumes, 8,000 of them of one image
 direct    pool of a backend in this process: the same path without server and catalog
 plain     pool of the rivals
@@ -32,7 +33,8 @@ from volcore.v1.pool_pb2 import PoolShortPath
 
 FEATURES = 61
 ORDER = 22
-POOLS = ("few", "many", "direct", "plain")
+POOLS = ("few", "warm", "many", "direct", "plain")
+WARM_CLONES = 256
 VOLUMES = "pools/p/volumes"
 IMAGE_BYTES = 8 * MIB
 DEPLOYED_AT_ONCE = 500
@@ -129,9 +131,9 @@ class Site:
         text = self.ceph.conf_path.read_text()
         conf.write_text(f"{text}\n[client]\nadmin socket = {self.directory}/$name.$pid.asok\n")
         lines = f'backend = "rbd"\nceph_conf = "{conf}"\nuser = "volcore"\n'
-        return RunningServer(
-            self.directory / "site", f'pool = "few"\n{lines}\n[pools.many]\npool = "many"\n{lines}'
-        )
+        pools = f'pool = "few"\n{lines}\n[pools.many]\npool = "many"\n{lines}'
+        pools += f'\n[pools.warm]\npool = "warm"\nwarm_clones = {WARM_CLONES}\n{lines}'
+        return RunningServer(self.directory / "site", pools)
 
     def _wait_for_short_path(self) -> None:
         deadline = time.monotonic() + 60

@@ -14,7 +14,16 @@ import pytest
 from volcore.testing.cluster import missing_packages
 
 ROOT = Path(__file__).resolve().parents[2]
-BARS = {"clone": 2, "scaling": 5, "burst": 3, "snapshot": 3, "delete": 1, "look": 2, "diff": 1}
+BARS = {
+    "clone": 2,
+    "warm": 1,
+    "scaling": 5,
+    "burst": 3,
+    "snapshot": 3,
+    "delete": 1,
+    "look": 2,
+    "diff": 1,
+}
 """How many figures have a bar."""
 
 
