@@ -52,6 +52,8 @@ class Turns:
         `every`: slow contenders take part in each so-many-th round only.
         """
         names = list(contenders)
+        for name in names:
+            self.times_s.setdefault(name, [])
         for number in range(-warm_up, rounds):
             for name in names if number % 2 else reversed(names):
                 if every is not None and number % every.get(name, 1):
@@ -62,7 +64,7 @@ class Turns:
                 contenders[name](number)
                 spent = time.perf_counter() - start
                 if number >= 0:
-                    self.times_s.setdefault(name, []).append(spent)
+                    self.times_s[name].append(spent)
         return self
 
     def us(self, name: str) -> Sample:

@@ -31,6 +31,7 @@ def draw(directory: Path, outcome: Outcome) -> dict[str, str]:
     drawn = {}
     clones = [line for line in outcome.lines if line.scenario in {"clone", "warm"}]
     if clones:
+        clones.sort(key=lambda line: line.ms.median)
         _save(directory, "rbd-clone", _latencies(clones, "One clone of 10 GiB: p50, bar to p99"))
         drawn["rbd-clone"] = "p50 and p99 of one clone by each contender"
     scaling = [line for line in outcome.lines if line.scenario.startswith("scaling")]
@@ -56,7 +57,7 @@ def _latencies(lines: Sequence[Line], title: str) -> Any:
     """One row for each contender, one column for each store, time on a logarithmic axis."""
     import matplotlib.pyplot as plt
 
-    stores = list(dict.fromkeys(line.store for line in lines))
+    stores = sorted({line.store for line in lines})
     names = [name for name in dict.fromkeys(line.name for line in lines) if "again" not in name]
     figure, all_axes = plt.subplots(
         1, len(stores), figsize=(9.5, 0.6 + 0.28 * len(names)), sharey=True, squeeze=False
@@ -70,7 +71,7 @@ def _latencies(lines: Sequence[Line], title: str) -> Any:
             axes.barh(at, p50, color=_colour(line), height=0.65)
             axes.plot([p50, p99], [at, at], color="#444", linewidth=1)
             axes.text(p99 * 1.08, at, f"{p50:.3g}", va="center", fontsize=7)
-        axes.set_xscale("log")
+        _logarithmic(axes)
         axes.set_xlabel("ms")
         axes.set_title(store)
         axes.set_yticks(range(len(names)), names)
@@ -79,6 +80,12 @@ def _latencies(lines: Sequence[Line], title: str) -> Any:
     figure.suptitle(title, x=0.02, ha="left")
     figure.tight_layout()
     return figure
+
+
+def _logarithmic(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda *_: "")
 
 
 def _colour(line: Line) -> str:
@@ -106,12 +113,13 @@ def _margins(figures: Sequence[Figure]) -> Any:
     for store, marker in zip(stores, "os", strict=False):
         axes.plot([], [], marker, color="#777", label=store)
     axes.axvline(1, color="#444", linewidth=1)
-    axes.set_xscale("log")
+    _logarithmic(axes)
+    axes.margins(x=0.05, y=0.1)
     axes.set_xlabel("part of the bar; right of the line is missed")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#eee")
-    axes.legend(loc="best", frameon=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     figure.tight_layout()
     return figure
 
