@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -40,20 +40,23 @@ def main() -> int:
         parser.error(f"no scenario {unknown.pop()!r}; there are: {', '.join(SCENARIOS)}")
     full = not options.words and not options.tiny and options.store is None
     outcome, facts = Outcome(), Facts(options.directory)
+    pages = options.pages or (PAGES if full else None)
+    path = options.json or (pages / "rbd.json" if pages is not None else JSON_PATH)
     try:
         for store in options.store or STORES:
-            measure(store, options.words or SCENARIOS, outcome, facts, options)
+            for _ in measure(store, options.words or SCENARIOS, outcome, facts, options):
+                write_json(path, outcome, facts.shown)
     except KeyboardInterrupt:
         if not outcome.figures:
             raise
-        outcome.notes["interrupted"] = "what follows the last scenario is missing"
+        outcome.failures.append("interrupted; what came after is missing")
     report.print_table(outcome.figures, facts.shown)
-    pages = options.pages or (PAGES if full else None)
-    path = options.json or (pages / "rbd.json" if pages is not None else JSON_PATH)
+    for failure in outcome.failures:
+        print(failure, file=sys.stderr)
     write_json(path, outcome, facts.shown)
     if pages is not None:
         page.write(pages, outcome, facts.shown)
-    return 0
+    return 1 if outcome.failures else 0
 
 
 class Facts:
@@ -86,19 +89,28 @@ def measure(
     outcome: Outcome,
     facts: Facts,
     options: argparse.Namespace,
-) -> None:
-    """Run some scenarios on one store."""
+) -> Iterator[str]:
+    """Run some scenarios on one store; yield each when it has ended.
+
+    One that fails is told, and the others go on.
+    """
     console = Console(stderr=True)
     with contextlib.ExitStack() as undo:
         name = tempfile.TemporaryDirectory(dir=options.directory, prefix="volcore-bench-")
         place = Path(undo.enter_context(name))
         site = Site(store, place, undo, outcome, tiny=options.tiny)
         for word in words:
-            with console.status(f"{store}: {word}"):
-                import_module(f"benchmarks.rbd.{word}").run(site)
+            end = "done"
+            try:
+                with console.status(f"{store}: {word}"):
+                    import_module(f"benchmarks.rbd.{word}").run(site)
+            except Exception as err:
+                end = "failed"
+                outcome.failures.append(f"{store}: {word}: {type(err).__name__}: {err}")
             facts.look()
-            text = f"{store}: {word}: done at {facts.spent_s:.0f} s"
+            text = f"{store}: {word}: {end} at {facts.spent_s:.0f} s"
             console.print(text, highlight=False)
+            yield word
 
 
 def write_json(path: Path, outcome: Outcome, facts: list[str]) -> None:
@@ -106,6 +118,7 @@ def write_json(path: Path, outcome: Outcome, facts: list[str]) -> None:
     content = {
         "facts": facts,
         "notes": outcome.notes,
+        "failures": outcome.failures,
         "figures": [figure.plain() for figure in outcome.figures],
         "contenders": [line.plain() for line in outcome.lines],
     }

@@ -50,6 +50,7 @@ def write(directory: Path, outcome: Outcome, facts: Sequence[str]) -> None:
         "",
         NOTE,
         "".join(f"{note}.\n" for note in notes),
+        "".join(f"**FAILED**: {failure}\n" for failure in outcome.failures),
         f"Machine: {'; '.join(facts)}.\n",
     ]
     (directory / "rbd.md").write_text("\n".join(parts))

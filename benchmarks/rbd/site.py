@@ -77,6 +77,7 @@ class Outcome:
     lines: list[Line] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
 
 class Site:
@@ -97,6 +98,7 @@ class Site:
         self.store, self.directory, self.outcome, self.tiny = store, directory, outcome, tiny
         self.rados, self.rbd = rados, rbd
         self.ceph = undo.enter_context(CephCluster(directory / "ceph", store=store))
+        self._patient_watches()
         for pool in POOLS:
             self.ceph.create_pool(pool)
         self.conf = str(self.ceph.conf_path)
@@ -134,6 +136,14 @@ class Site:
         pools = f'pool = "few"\n{lines}\n[pools.many]\npool = "many"\n{lines}'
         pools += f'\n[pools.warm]\npool = "warm"\nwarm_clones = {WARM_CLONES}\n{lines}'
         return RunningServer(self.directory / "site", pools)
+
+    def _patient_watches(self) -> None:
+        """Give clients the time that Ceph gives them: on a busy machine 5 s are not enough."""
+        text = self.ceph.conf_path.read_text()
+        line = "osd client watch timeout = {}\n"
+        assert line.format(5) in text
+        self.ceph.conf_path.write_text(text.replace(line.format(5), line.format(30)))
+        self.ceph.restart_osd(0)
 
     def _wait_for_short_path(self) -> None:
         deadline = time.monotonic() + 60

@@ -92,7 +92,9 @@ def _attached(site: Site) -> None:
     site.client.deploy_volumes(image, names)
     mode = attachment_pb2.ACCESS_MODE_READ_WRITE
     with contextlib.ExitStack() as undo:
-        ioctx = undo.enter_context(site.cluster.open_ioctx("few"))
+        # Of their own: a client that loses a lock is shut out with all that it has open.
+        cluster = undo.enter_context(site.connection())
+        ioctx = undo.enter_context(cluster.open_ioctx("few"))
         for name in names:
             made = site.client.attach_volume(f"{VOLUMES}/{name}", "host", access_mode=mode)
             opened = undo.enter_context(site.rbd.Image(ioctx, made.rbd.image))
