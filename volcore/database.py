@@ -127,6 +127,8 @@ class Database:
         todo = list(hooks)
         self._after_commit.clear()
         self._after_rollback.clear()
+        if not todo:
+            return
         with ExitStack() as stack:
             # One that fails keeps no other from running: they release locks.
             for hook in reversed(todo):
@@ -150,6 +152,10 @@ class Database:
             with self.transaction(), _TRANSLATED:
                 self._seal.cover(table, columns, adopt=self._seal.fresh)
 
+    def reading(self) -> AbstractContextManager[object]:
+        """Keep other threads from changing anything for the block, without a transaction."""
+        return self._lock
+
     def inside(self) -> bool:
         """Tell whether the calling thread is inside a transaction."""
         return self._owner == threading.get_ident()
@@ -166,15 +172,24 @@ class Database:
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement in the current transaction, or in its own; return the changed rows."""
-        with self.transaction(), _TRANSLATED:
-            return self._connection.execute(sql, parameters).rowcount
+        return self._change(sql, parameters).rowcount
 
     def insert(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run one INSERT like `execute`; return the id of the row."""
-        with self.transaction(), _TRANSLATED:
-            row_id = self._connection.execute(sql, parameters).lastrowid
+        row_id = self._change(sql, parameters).lastrowid
         assert row_id is not None, "an INSERT into a table with row ids"
         return row_id
+
+    def _change(self, sql: str, parameters: Sequence[Any]) -> sqlite3.Cursor:
+        if self._owner != threading.get_ident():
+            with self._transaction:
+                return self._change(sql, parameters)
+        try:
+            return self._connection.execute(sql, parameters)
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.DatabaseError as err:
+            raise _translation(err) from err
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run one statement for each of `rows`, in the current transaction or in its own."""
@@ -183,8 +198,13 @@ class Database:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Return all rows."""
-        with self._lock, _TRANSLATED:
-            return self._connection.execute(sql, parameters).fetchall()
+        try:
+            with self._lock:
+                return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.DatabaseError as err:
+            raise _translation(err) from err
 
     def close(self) -> None:
         """Close the database; idempotent."""

@@ -1,8 +1,11 @@
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from volcore.catalog import sqlite
 from volcore.catalog.contract import Catalog
 from volcore.catalog.sqlite import SqliteCatalog
 from volcore.database import Database
@@ -63,3 +66,43 @@ def test_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
         SqliteCatalog(Database(tmp_path / "catalog.db"))
     assert caught.value.reason == Reason.BAD_RECORD
+
+
+def test_what_is_remembered_is_what_was_committed() -> None:
+    """Goal: memory never shows what was undone, nor hides what came.
+
+    Method: look before, in and after transactions that end well or not, and from another thread.
+    """
+    database = Database(None)
+    catalog = SqliteCatalog(database)
+    assert catalog.find(Kind.VOLUME, "v") is None
+    catalog.commit([put("v", b"1")])
+    assert catalog.find(Kind.VOLUME, "v") == b"1"
+    with suppress(KeyError), catalog.transaction():
+        catalog.commit([put("v", b"2")])
+        assert catalog.find(Kind.VOLUME, "v") == b"2"
+        raise KeyError
+    assert catalog.find(Kind.VOLUME, "v") == b"1"
+
+    seen: list[bytes | None] = []
+    with catalog.transaction():
+        catalog.commit([put("v", b"3")])
+        reader = Thread(target=lambda: seen.append(catalog.find(Kind.VOLUME, "v")))
+        reader.start()
+        reader.join(0.05)  # it may not look into the transaction
+        assert catalog.find(Kind.VOLUME, "v") == b"3"
+    reader.join()
+    assert seen == [b"3"]
+    assert catalog.find(Kind.VOLUME, "v") == b"3"
+    database.close()
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: a pool with many records does not fill memory. Method: look at more than are kept."""
+    monkeypatch.setattr(sqlite, "KNOWN_MAX", 8)
+    database = Database(None)
+    catalog = SqliteCatalog(database)
+    for number in range(50):
+        assert catalog.find(Kind.VOLUME, f"v{number}") is None
+        assert len(catalog._known) <= 8
+    database.close()

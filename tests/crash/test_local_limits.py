@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from volcore import limits
 from volcore.backends.contract import BlockDevice
 from volcore.backends.local import LocalBackend, LocalStore
+from volcore.backends.local import backend as backend_module
 from volcore.backends.local import durability as durability_module
 from volcore.backends.local.files import LayerFiles
 from volcore.catalog.sqlite import SqliteCatalog
@@ -489,8 +490,8 @@ def finally_check(directory: Path, chunk_count: int) -> None:
 
 def test_snapshots_have_a_limit(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: limits are kept. Method: lower them and go over."""
-    monkeypatch.setattr(limits, "SNAPSHOTS_PER_VOLUME_MAX", 1)
-    monkeypatch.setattr(limits, "LOCAL_DEPTH_MAX", 2)
+    lowered = replace(backend.caps, snapshots_max=1, depth_max=2)
+    monkeypatch.setattr(backend_module, "_CAPS", lowered)
     backend.create_snapshot("v", "s")
     with pytest.raises(ExhaustedError) as caught:
         backend.create_snapshot("v", "t")

@@ -1,7 +1,12 @@
-"""The embedded catalog: one table in the pool's SQLite database."""
+"""The embedded catalog: one table in the pool's SQLite database.
+
+Nobody else writes the table, so what was found is remembered until it changes: a call looks at its
+records two or three times, and all deployments look at the same image.
+"""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from typing import Final
 
 from volcore.catalog.contract import Absent, Anything, Catalog, Change, conflict
 from volcore.database import Database
@@ -12,21 +17,34 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS record (
 ) STRICT, WITHOUT ROWID"""
 
 
+KNOWN_MAX: Final = 1024
+"""Records that are remembered; then all are forgotten."""
+
+
 class SqliteCatalog(Catalog):
     """Records in a `Database`; closing it leaves the database to its owner."""
 
     def __init__(self, database: Database) -> None:
         """Create the table if it is missing."""
         self._database = database
+        self._known: dict[tuple[str, str], bytes | None] = {}
+        """Committed values; added to under the database's lock, outside of transactions."""
         database.execute(_SCHEMA)
         database.cover("record", ("kind", "key", "value"))
 
     def find(self, kind: Kind, key: str) -> bytes | None:
         """See `Catalog.find`."""
-        rows = self._database.query(
-            "SELECT value FROM record WHERE kind = ? AND key = ?", (kind, key)
-        )
-        return bytes(rows[0][0]) if rows else None
+        at = (kind, key)
+        with suppress(KeyError):
+            return self._known[at]
+        with self._database.reading():
+            rows = self._database.query("SELECT value FROM record WHERE kind = ? AND key = ?", at)
+            found = bytes(rows[0][0]) if rows else None
+            if not self._database.inside():
+                if len(self._known) >= KNOWN_MAX:
+                    self._known.clear()
+                self._known[at] = found
+        return found
 
     def list(
         self, kind: Kind, *, prefix: str = "", after: str = "", limit: int = 1000
@@ -56,6 +74,7 @@ class SqliteCatalog(Catalog):
             for change in changes:
                 if change.check_only:
                     continue
+                self._known.pop((change.kind, change.key), None)
                 if change.value is None:
                     self._database.execute(
                         "DELETE FROM record WHERE kind = ? AND key = ?", (change.kind, change.key)

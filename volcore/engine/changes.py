@@ -12,7 +12,7 @@ Invariants:
 3. INV-ENG-3 (must): settling twice does what settling once does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -92,6 +92,22 @@ def change(
     except BaseException as err:
         _settle_after(pool, intent, err)
         raise
+
+
+@contextmanager
+def creation(
+    pool: Pool, record: Snapshot, intent: Callable[[], Intent], *, check: Sequence[Change]
+) -> Iterator[None]:
+    """Run the block as the act that makes what `record` says; like `change`, and cheaper."""
+    if pool.backend.caps.joins_catalog:
+        with pool.catalog.transaction():
+            pool.catalog.commit([*check, put(record)])
+            yield
+        return
+    creating = record.but(state=State.CREATING, revision=0)
+    begin, end = [*check, put(creating)], [put(record, creating)]
+    with change(pool, intent(), begin=begin, end=end):
+        yield
 
 
 def _collapsed(begin: Sequence[Change], end: Sequence[Change]) -> tuple[list[Change], list[Change]]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from volcore.backends.contract import (
@@ -97,7 +98,7 @@ class Pool:
     def find(self, record: type[R], key: str) -> R | None:
         """Return the record, whatever its state, or None."""
         raw = self.catalog.find(record.KIND, key)
-        return None if raw is None else record.decode(raw)
+        return None if raw is None else _decoded(record, raw)  # type: ignore[arg-type]
 
     def list(
         self,
@@ -231,6 +232,11 @@ def sync_ahead(pool: Pool, volumes: Sequence[Volume]) -> None:
     """
     if pool.syncs_ahead is not None:
         pool.syncs_ahead.sync_ahead([volume.backend_id for volume in volumes])
+
+
+@lru_cache(maxsize=1024)
+def _decoded(record: type[R], raw: bytes) -> R:
+    return record.decode(raw)
 
 
 def _bytes(expect: Record | Absent) -> bytes | Absent:

@@ -1,6 +1,8 @@
 """Snapshots: create, look, delete."""
 
-from volcore.engine.changes import change, settle_leftover
+from functools import partial
+
+from volcore.engine.changes import change, creation, settle_leftover
 from volcore.engine.pool import Pool, drop, now_ns, put, sync_ahead, unchanged, volume_lock
 from volcore.engine.pools import Pools
 from volcore.errors import Blocker, ConflictError, ExhaustedError, PreconditionError, Reason
@@ -46,11 +48,9 @@ class Snapshots:
                 labels=labels,
                 create_time_ns=now_ns(),
             )
-            creating = snapshot.but(state=State.CREATING, revision=0)
-            intent = _intent(at, snapshot, IntentAction.CREATE_SNAPSHOT)
-            begin = [unchanged(source), put(creating)]
             sync_ahead(at, [source])
-            with change(at, intent, begin=begin, end=[put(snapshot, creating)]):
+            intent = partial(_intent, at, snapshot, IntentAction.CREATE_SNAPSHOT)
+            with creation(at, snapshot, intent, check=[unchanged(source)]):
                 at.backend.create_snapshot(source.backend_id, snapshot.backend_id)
             return snapshot
 
@@ -138,7 +138,9 @@ def _same(existing: Snapshot, source: Volume, labels: dict[str, str]) -> Snapsho
 
 
 def check_room(at: Pool, volume: str) -> None:
-    """Refuse a snapshot beyond the backend's limit."""
+    """Refuse a snapshot beyond the backend's limit, unless it counts in the same transaction."""
+    if at.backend.caps.joins_catalog:
+        return
     most = at.backend.caps.snapshots_max
     if at.catalog.count(Snapshot.KIND, prefix=f"{volume}/", limit=most) >= most:
         raise ExhaustedError(

@@ -16,6 +16,7 @@ from volcore.errors import IntegrityError, Reason
 from volcore.model.checks import Check, Finding
 
 FORMAT: Final = 1
+_RAW: Final = "_raw"
 _LATER: Final = {"later": True}
 """Marks a field added after format 1 was in use: absent from the JSON form while it has its
 default, so that older records keep their bytes, which the catalog compares."""
@@ -80,8 +81,12 @@ class Record:
         raise AssertionError("each record names its key")
 
     def encode(self) -> bytes:
-        """Return the canonical JSON form."""
-        return _ENCODER.encode({"v": FORMAT, **_fields(self)}).encode()
+        """Return the canonical JSON form; made once, since records never change."""
+        made: bytes | None = self.__dict__.get(_RAW)
+        if made is None:
+            made = _ENCODER.encode({"v": FORMAT, **_fields(self)}).encode()
+            self.__dict__[_RAW] = made
+        return made
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
@@ -100,12 +105,15 @@ class Record:
                     reason=Reason.BAD_RECORD,
                 )
             readers = _readers(cls)
-            return cls(**{k: readers[k](v) for k, v in body.items() if k in readers})
+            made = cls(**{k: readers[k](v) for k, v in body.items() if k in readers})
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise IntegrityError(
                 f"a {cls.KIND} record of the catalog cannot be read: {err}; restore the catalog",
                 reason=Reason.BAD_RECORD,
             ) from err
+        if body.keys() <= readers.keys():  # else it is not ours to write again as it is
+            made.__dict__[_RAW] = raw
+        return made
 
     def but(self, **changes: Any) -> Self:
         """Return a copy with `changes` and the next revision, where the record has one."""

@@ -54,6 +54,16 @@ SYNCS_AT_ONCE: Final = 8
 FLATTEN_ROUNDS_MAX: Final = 8
 """Snapshots that may be taken of a volume while it is flattened before we give up."""
 
+_CAPS: Final = BackendCaps(
+    kind="local",
+    block_size_bytes=BLOCK_SIZE_BYTES,
+    chunk_size_bytes=CHUNK_SIZE_BYTES,
+    depth_max=limits.LOCAL_DEPTH_MAX,
+    snapshots_max=limits.SNAPSHOTS_PER_VOLUME_MAX,
+    checksums=True,
+    joins_catalog=True,
+)
+
 
 class LocalBackend(VolumeBackend):
     """Volumes in a directory; supports flatten, revert, group snapshots, diff and verify."""
@@ -80,15 +90,7 @@ class LocalBackend(VolumeBackend):
     @property
     def caps(self) -> BackendCaps:
         """See `VolumeBackend.caps`."""
-        return BackendCaps(
-            kind="local",
-            block_size_bytes=BLOCK_SIZE_BYTES,
-            chunk_size_bytes=CHUNK_SIZE_BYTES,
-            depth_max=limits.LOCAL_DEPTH_MAX,
-            snapshots_max=limits.SNAPSHOTS_PER_VOLUME_MAX,
-            checksums=True,
-            joins_catalog=True,
-        )
+        return _CAPS
 
     def open(self) -> None:
         """Delete files without a layer; torn checksums are settled when a volume is opened."""
@@ -460,10 +462,11 @@ class LocalBackend(VolumeBackend):
             chunks.durability.hold()
         else:
             settle_notes(self._store, point.layer_id)
-        parent_id = self._layers.layer(point.layer_id).parent_id
-        if parent_id is not None and self._layers.is_blank(point.layer_id):
-            return parent_id
-        self._check_depth(volume_id, point.layer_id)
+        top = self._layers.layer(point.layer_id)
+        if top.parent_id is not None and self._layers.is_blank(top.layer_id):
+            return top.parent_id
+        if top.depth >= self.caps.depth_max:
+            self._check_depth(volume_id, top.layer_id)
         self._layers.freeze(point.layer_id)
         self._put_on(volume_id, point.layer_id, point)
         return point.layer_id
