@@ -137,7 +137,7 @@ def test_server_dies_in_between(served, attachments, monkeypatch, step):
     pool, exporter = served.pool, served.pool.exporter
     attachments.attach("p", "v", "b", RW, hand_over_from="a")
     dead = []
-    set_writable, commit = exporter.set_writable, pool.catalog.commit
+    set_writable, commit = exporter.set_writable, pool.catalog._catalog.commit
 
     def die():
         dead.append(step)

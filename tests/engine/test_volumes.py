@@ -1,6 +1,7 @@
 """Use cases of volumes and snapshots, on a pool with intents and on one with joined commits."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,7 +16,7 @@ from volcore.errors import (
     Reason,
     VolcoreError,
 )
-from volcore.limits import MIB
+from volcore.limits import BLOCK_SIZE_BYTES, MIB
 from volcore.model import names
 from volcore.model.records import AccessMode, Intent, Phase, SourceKind, Volume
 
@@ -196,6 +197,31 @@ def test_deploy_gives_a_result_for_each(bench, published):
     assert isinstance(results[1], ConflictError)
     assert isinstance(results[2], InvalidArgumentError)
     assert bench.engine.volumes.deploy("p", published, ["a", "b"]) == [results[0], results[3]]
+
+
+def test_calls_of_one_image_do_not_mix(bench, published):
+    """Goal: calls that share a turn get each its own. Method: many at once, some wrong or twice."""
+
+    def call(number):
+        name = f"m{number % 20}"
+        size_bytes = BLOCK_SIZE_BYTES if number % 5 == 4 else 0  # smaller than the image
+        try:
+            return bench.engine.volumes.create(
+                "p", clone(name, SourceKind.IMAGE, published, size_bytes)
+            )
+        except OutOfRangeError as err:
+            return err
+
+    with ThreadPoolExecutor(16) as executor:
+        outcomes = list(executor.map(call, range(40)))
+    for number, outcome in enumerate(outcomes):
+        if number % 5 == 4:
+            assert outcome.reason is Reason.SHRINK_REFUSED
+        else:
+            assert outcome.name == f"m{number % 20}"
+            assert outcome == bench.engine.volumes.get("p", outcome.name)
+    assert len(bench.engine.volumes.list("p", limit=100)) == 1 + 16
+    assert bench.pool.list(Intent) == []
 
 
 def test_deploy_refuses_nonsense(bench, published):

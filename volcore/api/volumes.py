@@ -10,10 +10,10 @@ from volcore.api.calls import request_id
 from volcore.api.listing import read_page
 from volcore.api.services import Services
 from volcore.api.views import operation_message
+from volcore.backends.contract import VolumeFacts
 from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import (
     InvalidArgumentError,
-    NotFoundError,
     OutOfRangeError,
     Reason,
     VolcoreError,
@@ -82,7 +82,8 @@ class VolumeServicer(VolumeServiceServicer):
 
         def get() -> volume_pb2.Volume:
             record = self._engine.volumes.get(name.pool, name.volume)
-            return self._message(name.pool, record, full=full)
+            facts = self._engine.volumes.facts(name.pool, record) if full else None
+            return _message(name.pool, record, facts)
 
         return pb.GetVolumeResponse(volume=await self._run(get))
 
@@ -91,19 +92,21 @@ class VolumeServicer(VolumeServiceServicer):
     ) -> pb.ListVolumesResponse:
         wanted = filter.parse_filter(request.filter)
         full = _is_full(request.view)
+        facts: dict[str, VolumeFacts] = {}
 
         volumes = self._engine.volumes
         records_of = volumes.list_with_deleted if request.show_deleted else volumes.list
 
         def fetch(pool: str, after: str, limit: int) -> Sequence[AnyVolume]:
             chosen = None if wanted is None else lambda volume: wanted(pool, volume)
-            return records_of(pool, after=after, limit=limit, wanted=chosen)
+            found = records_of(pool, after=after, limit=limit, wanted=chosen)
+            if full:
+                facts.update(volumes.facts_of(pool, [_volume(record) for record in found]))
+            return found
 
         def message(pool: str, record: AnyVolume) -> volume_pb2.Volume | None:
-            try:
-                return self._message(pool, record, full=full)
-            except NotFoundError:
-                return None
+            known = facts.get(_volume(record).backend_id)
+            return None if full and known is None else _message(pool, record, known)
 
         found, token = await self._run(
             read_page,
@@ -203,19 +206,22 @@ class VolumeServicer(VolumeServiceServicer):
         )
         return pb.UndeleteVolumeResponse(volume=convert.volume_message(name.pool, volume))
 
-    def _message(self, pool: str, record: AnyVolume, *, full: bool) -> volume_pb2.Volume:
-        """Return the message of a volume; FULL asks the storage, so only in a thread."""
-        if not full:
-            return convert.volume_message(pool, record)
-        volume = record.volume if isinstance(record, records.TrashedVolume) else record
-        facts = self._engine.volumes.facts(pool, volume)
-        return convert.volume_message(
-            pool,
-            record,
-            allocated_bytes=facts.allocated_bytes,
-            exclusive_bytes=facts.exclusive_bytes,
-            depth=facts.depth,
-        )
+
+def _volume(record: AnyVolume) -> records.Volume:
+    return record.volume if isinstance(record, records.TrashedVolume) else record
+
+
+def _message(pool: str, record: AnyVolume, facts: VolumeFacts | None) -> volume_pb2.Volume:
+    """Return the message of a volume, with what the storage says of it."""
+    if facts is None:
+        return convert.volume_message(pool, record)
+    return convert.volume_message(
+        pool,
+        record,
+        allocated_bytes=facts.allocated_bytes,
+        exclusive_bytes=facts.exclusive_bytes,
+        depth=facts.depth,
+    )
 
 
 def _source(pool: str, request: pb.CreateVolumeRequest) -> SourceRef | None:

@@ -19,12 +19,13 @@ Invariants every backend keeps (docs/invariants.md):
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from volcore.errors import VolcoreError
+from volcore.errors import NotFoundError, VolcoreError
 from volcore.model.extent import Extent
 
 Progress = Callable[[int, int], None]
@@ -237,6 +238,14 @@ class VolumeBackend(ABC):
     @abstractmethod
     def describe(self, volume_id: str) -> VolumeFacts:
         """Return the facts of one volume."""
+
+    def describe_many(self, volume_ids: Sequence[str]) -> dict[str, VolumeFacts]:
+        """Return the facts of those volumes that exist; backends override it for speed."""
+        found: dict[str, VolumeFacts] = {}
+        for volume_id in volume_ids:
+            with suppress(NotFoundError):
+                found[volume_id] = self.describe(volume_id)
+        return found
 
     @abstractmethod
     def walk(self) -> Iterator[str]:

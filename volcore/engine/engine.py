@@ -10,6 +10,7 @@ from volcore.engine.attachments import Attachments, republish
 from volcore.engine.changes import settle
 from volcore.engine.checks import Checks
 from volcore.engine.deletions import DELETE, Deletions
+from volcore.engine.figures import CountedCatalog
 from volcore.engine.group_snapshots import GroupSnapshots
 from volcore.engine.images import Images, ImageSettings
 from volcore.engine.operations import Operations
@@ -74,7 +75,7 @@ class Engine:
         pool = Pool(
             name,
             backend,
-            catalog,
+            CountedCatalog(catalog),
             exporter,
             self._server_id,
             trash_retention_s=trash_retention_s,

@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
+from volcore import limits
 from volcore.backends.contract import (
     BlockDevice,
     SupportsLookFor,
     SupportsSyncAhead,
     VolumeBackend,
 )
-from volcore.catalog.contract import ABSENT, Absent, Catalog, Change
+from volcore.catalog.contract import ABSENT, Absent, Change
+from volcore.engine.combine import Combiner
+from volcore.engine.figures import CountedCatalog
 from volcore.engine.locks import KeyedLocks
 from volcore.engine.stock import Stock
 from volcore.engine.views import NbdConnection
-from volcore.errors import NotFoundError, Reason
+from volcore.errors import NotFoundError, Reason, VolcoreError
 from volcore.model.records import (
     Attachment,
     GroupSnapshot,
@@ -29,7 +32,9 @@ from volcore.model.records import (
 
 R = TypeVar("R", bound=Record)
 WholeVolume = tuple[Volume | None, list[Attachment], list[Snapshot]]
-_PAGE = 500
+Known = dict[tuple[type[Record], str], Record | None]
+"""What was looked up already, by kind and key."""
+_PAGE = 1000
 
 
 class Exporter(Protocol):
@@ -74,7 +79,7 @@ class Pool:
 
     name: str
     backend: VolumeBackend
-    catalog: Catalog
+    catalog: CountedCatalog
     exporter: Exporter | None
     server_id: str
     trash_retention_s: float = 0
@@ -82,6 +87,10 @@ class Pool:
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     stock: Stock = field(default_factory=Stock)
     """Warm clones; none unless the configuration says so."""
+    combiner: Combiner[Volume, Volume | VolcoreError] = field(
+        default_factory=lambda: Combiner(items_max=limits.DEPLOY_VOLUMES_MAX)
+    )
+    """For the clones that several calls make of one source."""
     syncs_ahead: SupportsSyncAhead | None = field(init=False)
     """The backend, if it can: to ask a protocol takes longer than a statement of SQL."""
 
@@ -95,10 +104,22 @@ class Pool:
         looks = self.backend if isinstance(self.backend, SupportsLookFor) else None
         object.__setattr__(self, "looks_for", looks)
 
-    def find(self, record: type[R], key: str) -> R | None:
-        """Return the record, whatever its state, or None."""
+    def find(self, record: type[R], key: str, known: Known | None = None) -> R | None:
+        """Return the record, whatever its state, or None; as `known` says, if it does."""
+        if known and (record, key) in known:
+            found = known[record, key]
+            assert found is None or isinstance(found, record)
+            return found
         raw = self.catalog.find(record.KIND, key)
         return None if raw is None else _decoded(record, raw)  # type: ignore[arg-type]
+
+    def find_many(self, places: Sequence[tuple[type[Record], str]]) -> Known:
+        """Look several records up at once."""
+        raws, _ = self.catalog.gather([(record.KIND, key) for record, key in places], [])
+        return {
+            place: None if raw is None else _decoded(place[0], raw)  # type: ignore[arg-type]
+            for place, raw in zip(places, raws, strict=True)
+        }
 
     def list(
         self,
@@ -111,8 +132,9 @@ class Pool:
     ) -> list[R]:
         """Return up to `limit` records (None: all) that are `wanted`, ordered by key."""
         found: list[R] = []
+        size = _PAGE if limit is None else min(limit, _PAGE)
         while True:
-            page = self.catalog.list(record.KIND, prefix=prefix, after=after, limit=_PAGE)
+            page = self.catalog.list(record.KIND, prefix=prefix, after=after, limit=size)
             for key, raw in page:
                 after = key
                 decoded = record.decode(raw)
@@ -120,16 +142,17 @@ class Pool:
                     found.append(decoded)
                     if limit is not None and len(found) >= limit:
                         return found
-            if len(page) < _PAGE:
+            if len(page) < size:
                 return found
+            size = _PAGE  # few are wanted, it seems
 
-    def volume(self, name: str) -> Volume:
+    def volume(self, name: str, known: Known | None = None) -> Volume:
         """Return the volume `name`, which is ready.
 
         Raises:
             NotFoundError: VOLUME_NOT_FOUND.
         """
-        found = self.find(Volume, name)
+        found = self.find(Volume, name, known)
         if found is None or found.state is not State.READY:
             raise NotFoundError(
                 f"pool {self.name!r} has no volume {name!r}; check the name",
@@ -158,13 +181,13 @@ class Pool:
             [one for one in snapshots if one.volume_id == volume.id],
         )
 
-    def snapshot(self, volume: str, name: str) -> Snapshot:
+    def snapshot(self, volume: str, name: str, known: Known | None = None) -> Snapshot:
         """Return the snapshot `name` of `volume`, which is ready.
 
         Raises:
             NotFoundError: SNAPSHOT_NOT_FOUND.
         """
-        found = self.find(Snapshot, f"{volume}/{name}")
+        found = self.find(Snapshot, f"{volume}/{name}", known)
         if found is None or found.state is not State.READY:
             raise NotFoundError(
                 f"volume {volume!r} of pool {self.name!r} has no snapshot {name!r}; check the name",
@@ -191,13 +214,13 @@ class Pool:
             )
         return found
 
-    def image(self, name: str) -> Image:
+    def image(self, name: str, known: Known | None = None) -> Image:
         """Return the image `name`, which is ready.
 
         Raises:
             NotFoundError: IMAGE_NOT_FOUND.
         """
-        found = self.find(Image, name)
+        found = self.find(Image, name, known)
         if found is None or found.state is not State.READY:
             raise NotFoundError(
                 f"pool {self.name!r} has no image {name!r}; check the name",

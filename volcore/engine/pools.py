@@ -11,7 +11,7 @@ from volcore.backends.verifying import SupportsVerify
 from volcore.engine.pool import Pool
 from volcore.engine.views import PoolView
 from volcore.errors import NotFoundError, Reason
-from volcore.model.records import Health, Image, State, TrashedVolume, Volume
+from volcore.model.records import Health
 
 
 class Pools:
@@ -54,8 +54,7 @@ class Pools:
         """
         pool = self.open(name)
         backend = pool.backend
-        volumes = pool.list(Volume, wanted=lambda v: v.state is State.READY)
-        deleted = pool.list(TrashedVolume)
+        figures = pool.catalog.figures()
         return PoolView(
             name=name,
             caps=backend.caps,
@@ -64,13 +63,11 @@ class Pools:
             group_snapshot=isinstance(backend, SupportsGroupSnapshot),
             connection="rbd" if isinstance(backend, SupportsDirectAttach) else "nbd",
             stats=backend.stats(),
-            provisioned_bytes=sum(
-                volume.size_bytes for volume in (*volumes, *(one.volume for one in deleted))
-            ),
-            deleted_volume_count=len(deleted),
+            provisioned_bytes=figures.provisioned_bytes,
+            deleted_volume_count=figures.deleted_volume_count,
             trash_retention_s=pool.trash_retention_s,
-            volume_count=len(volumes),
-            image_count=len(pool.list(Image, wanted=lambda i: i.state is State.READY)),
+            volume_count=figures.volume_count,
+            image_count=figures.image_count,
             verify=isinstance(backend, SupportsVerify),
             health=pool.find(Health, Health.KEY),
             short_path=backend.short_path if isinstance(backend, SupportsShortPath) else None,

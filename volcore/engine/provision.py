@@ -15,6 +15,7 @@ from volcore.backends.contract import SupportsCloneMany
 from volcore.engine import warm
 from volcore.engine.changes import settle, settle_leftover
 from volcore.engine.pool import (
+    Known,
     Pool,
     drop,
     image_lock,
@@ -37,6 +38,7 @@ from volcore.model.records import (
     Image,
     Intent,
     IntentAction,
+    Record,
     Snapshot,
     Source,
     SourceKind,
@@ -48,6 +50,11 @@ CLONES_AT_ONCE: Final = 8
 """librbd's clone rate stops growing between 4 and 16 threads."""
 
 SourceRecord = Image | Snapshot | Volume | None
+_SOURCES: Final[dict[SourceKind, type[Record]]] = {
+    SourceKind.IMAGE: Image,
+    SourceKind.SNAPSHOT: Snapshot,
+    SourceKind.VOLUME: Volume,
+}
 
 
 def deploy(
@@ -129,14 +136,15 @@ def _make_locked(
     """Make the volumes whose names are free; adds to `results`."""
     planned: list[Volume] = []
     found_source: list[SourceRecord] = []
+    known = _look_up(pool, requests)
     for request in requests:
         try:
-            existing = _existing(pool, request)
+            existing = _existing(pool, request, known)
             if existing is not None:
                 results[request.name] = existing
                 continue
             if not found_source:
-                found_source.append(_resolve(pool, request.source))
+                found_source.append(_resolve(pool, request.source, known))
             planned.append(_plan(request, found_source[0]))
         except VolcoreError as err:
             results[request.name] = err
@@ -151,7 +159,8 @@ def _make_locked(
             _make_joined(pool, planned, found_source[0])
             results |= {volume.name: volume for volume in planned}
         else:
-            results |= _make_with_intents(pool, planned, found_source[0])
+            outcomes = _make_combined(pool, planned, found_source[0])
+            results |= {volume.name: out for volume, out in zip(planned, outcomes, strict=True)}
     except VolcoreError as err:
         results |= {volume.name: err for volume in planned}
 
@@ -167,9 +176,22 @@ def _make_joined(pool: Pool, planned: Sequence[Volume], source: SourceRecord) ->
             _act(pool, volume, source)
 
 
+def _make_combined(
+    pool: Pool, planned: Sequence[Volume], source: SourceRecord
+) -> Sequence[Volume | VolcoreError]:
+    """Make them, together with those that other calls make of the same source at this time."""
+
+    def act(volumes: Sequence[Volume]) -> list[Volume | VolcoreError]:
+        return _make_with_intents(pool, volumes, source)
+
+    if not isinstance(source, Image | Snapshot):
+        return act(planned)
+    return pool.combiner.run(source.encode(), planned, act)
+
+
 def _make_with_intents(
     pool: Pool, planned: Sequence[Volume], source: SourceRecord
-) -> dict[str, Volume | VolcoreError]:
+) -> list[Volume | VolcoreError]:
     """Reserve all, make each, then show those that were made; the others leave nothing."""
     check = [] if source is None else [unchanged(source)]
     begun = [(volume, volume.but(state=State.CREATING, revision=0)) for volume in planned]
@@ -185,7 +207,7 @@ def _make_with_intents(
     for (volume, _), outcome in zip(begun, outcomes, strict=True):
         if isinstance(outcome, VolcoreError):
             _undo(pool, intents[volume.name])
-    return {volume.name: out for (volume, _), out in zip(begun, outcomes, strict=True)}
+    return outcomes
 
 
 def _act_on_all(
@@ -268,9 +290,18 @@ def _check(request: CreateVolume) -> None:
         names.check_size(request.size_bytes)
 
 
-def _existing(pool: Pool, request: CreateVolume) -> Volume | None:
+def _look_up(pool: Pool, requests: Sequence[CreateVolume]) -> Known:
+    """Look all names and the source up at once."""
+    places: list[tuple[type[Record], str]] = [(Volume, request.name) for request in requests]
+    source = requests[0].source
+    if source is not None and all(map(names.is_name, source.key.split("/"))):
+        places.append((_SOURCES[source.kind], source.key))
+    return pool.find_many(places)
+
+
+def _existing(pool: Pool, request: CreateVolume, known: Known) -> Volume | None:
     """Return the volume that an earlier, equal request made; settle what one left half-made."""
-    found = pool.find(Volume, request.name)
+    found = pool.find(Volume, request.name, known)
     if found is None:
         return None
     if found.state is not State.READY:
@@ -295,19 +326,19 @@ def _existing(pool: Pool, request: CreateVolume) -> Volume | None:
     return found
 
 
-def _resolve(pool: Pool, source: SourceRef | None) -> SourceRecord:
+def _resolve(pool: Pool, source: SourceRef | None, known: Known) -> SourceRecord:
     """Return the ready record of the source."""
     if source is None:
         return None
     match source.kind:
         case SourceKind.IMAGE:
-            return pool.image(names.check_name(source.key, field="image"))
+            return pool.image(names.check_name(source.key, field="image"), known)
         case SourceKind.VOLUME:
-            return pool.volume(names.check_name(source.key, field="volume"))
+            return pool.volume(names.check_name(source.key, field="volume"), known)
         case SourceKind.SNAPSHOT:
             volume, _, snapshot = source.key.partition("/")
             names.check_name(volume, field="volume")
-            return pool.snapshot(volume, names.check_name(snapshot, field="snapshot"))
+            return pool.snapshot(volume, names.check_name(snapshot, field="snapshot"), known)
 
 
 def _plan(request: CreateVolume, source: SourceRecord) -> Volume:

@@ -100,6 +100,11 @@ class Volumes:
         """
         return self._pools.open(pool).backend.describe(volume.backend_id)
 
+    def facts_of(self, pool: str, volumes: Sequence[Volume]) -> dict[str, VolumeFacts]:
+        """Return the same of many, by their names in the backend; what is gone is left out."""
+        backend = self._pools.open(pool).backend
+        return backend.describe_many([volume.backend_id for volume in volumes])
+
     def list(
         self,
         pool: str,

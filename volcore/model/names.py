@@ -36,6 +36,11 @@ def check_name(name: str, *, field: str) -> str:
     )
 
 
+def is_name(name: str) -> bool:
+    """Tell whether `name` may name a resource."""
+    return bool(_NAME.fullmatch(name)) and len(name) <= limits.NAME_BYTES_MAX
+
+
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of `labels` if every key and value is within its limits.
 

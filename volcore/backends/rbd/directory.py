@@ -19,11 +19,12 @@ Invariants:
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from volcore.backends.rbd.omap import OmapObject
+from volcore.backends.rbd.reads import Wave
 from volcore.errors import IntegrityError, Reason
 
 OBJECT_NAME: Final = "volcore_directory"
@@ -78,6 +79,16 @@ class Directory:
         """Return the row of a volume, also of a half-made one."""
         raw = self._omap.find(_VOLUME + volume_id)
         return None if raw is None else _entry(volume_id, raw)
+
+    def finding(self, wave: Wave, volume_ids: Sequence[str]) -> Callable[[], dict[str, Entry]]:
+        """Read the rows of those volumes that have one, in a wave."""
+        rows = self._omap.finding(wave, [_VOLUME + volume_id for volume_id in volume_ids])
+
+        def result() -> dict[str, Entry]:
+            found = ((key.removeprefix(_VOLUME), raw) for key, raw in rows().items())
+            return {volume_id: _entry(volume_id, raw) for volume_id, raw in found}
+
+        return result
 
     def walk(self) -> Iterator[Entry]:
         """Yield the rows of all volumes, also of half-made ones."""

@@ -3,7 +3,7 @@
 Opening an image costs 11 serial requests and 13 more per ancestor; most questions need one. These
 are calls of the OSD class `rbd`, the wire contract that librbd and the kernel client rely on.
 
-Source: Ceph, src/cls/rbd/cls_rbd.cc and cls_rbd_types.h; src/common/bit_vector.hpp.
+Source: Ceph, src/cls/rbd/cls_rbd.cc and cls_rbd_types.h.
 """
 
 import errno
@@ -23,15 +23,6 @@ _HEAD: Final = 0xFFFFFFFFFFFFFFFE
 _USER_NAMESPACE: Final = 0
 _TRASH_NAMESPACE: Final = 2
 _REPLY_BYTES_MAX: Final = 64 << 10
-_OBJECT_MAP_FLAGS: Final = 3
-"""RBD_FLAG_OBJECT_MAP_INVALID | RBD_FLAG_FAST_DIFF_INVALID."""
-_EXISTS: Final = 1
-"""State in an object map: written since the previous snapshot."""
-_BYTES_PER_HEADER: Final = 4 + 6 + 8
-"""Of an object map's bit vector: length, struct header, count of bits."""
-_EXISTS_PER_BYTE: Final = bytes(
-    sum((byte >> shift) & 3 == _EXISTS for shift in (0, 2, 4, 6)) for byte in range(256)
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +52,7 @@ class Headers:
 
     def __init__(self, ioctx: Any) -> None:
         self._ioctx = ioctx
-        self._pool_id = int(ioctx.get_pool_id())
+        self.pool_id = int(ioctx.get_pool_id())
 
     def image_id(self, name: str) -> str | None:
         """Return the id of the rbd image called `name`, also when it is half made."""
@@ -98,32 +89,27 @@ class Headers:
     def mark(self, image_id: str, volume_id: str) -> None:
         """Write into the image whose it is."""
         body = struct.pack("<I", 1) + _string(OWNER_KEY) + _string(volume_id)
-        self._execute(_header(image_id), "metadata_set", body)
+        self._execute(header_object(image_id), "metadata_set", body)
 
     def owner(self, image_id: str) -> str | None:
         """Return the volume id that `mark` wrote; None for a foreign or vanished image."""
         with suppress(NotFoundError):
-            raw = self._execute(_header(image_id), "metadata_get", _string(OWNER_KEY))
+            raw = self._execute(header_object(image_id), "metadata_get", _string(OWNER_KEY))
             return _Reader(raw).string()
         return None
 
     def size_bytes(self, image_id: str) -> int:
         """Return the image's present size."""
-        body = self._execute(_header(image_id), "get_size", struct.pack("<Q", _HEAD))
+        body = self._execute(header_object(image_id), "get_size", struct.pack("<Q", _HEAD))
         return int(struct.unpack_from("<BQ", body)[1])
 
     def parent(self, image_id: str) -> Parent | None:
         """Return the parent, None for an image without; whether or not it is in the trash."""
-        reader = _Reader(self._execute(_header(image_id), "parent_get", b""))
-        reader.enter()
-        pool_id = reader.number("<q")
-        reader.string()
-        found = Parent(pool_id=pool_id, image_id=reader.string(), snap=reader.number("<Q"))
-        return found if found.pool_id >= 0 and found.image_id else None
+        return parse_parent(self._execute(header_object(image_id), "parent_get", b""))
 
     def overlap_bytes(self, image_id: str, snap: int) -> int:
         """Return how much of a snapshot is read from the image's parent; 0 without a parent."""
-        body = self._execute(_header(image_id), "parent_overlap_get", struct.pack("<Q", snap))
+        body = self._execute(header_object(image_id), "parent_overlap_get", struct.pack("<Q", snap))
         return int(struct.unpack_from("<Q", body, 1)[0]) if body[0] else 0
 
     def depth(self, image_id: str, *, depth_max: int) -> int:
@@ -135,38 +121,26 @@ class Headers:
         parent = self.parent(image_id)
         while parent is not None and depth <= depth_max:
             depth += 1
-            if parent.pool_id != self._pool_id:
+            if parent.pool_id != self.pool_id:
                 break
             parent = self.parent(parent.image_id)
         return depth
 
     def snaps(self, image_id: str) -> list[int]:
         """Return the numbers of all snapshots, newest first, the trashed ones too."""
-        body = self._execute(_header(image_id), "get_snapcontext", b"")
+        body = self._execute(header_object(image_id), "get_snapcontext", b"")
         _, count = struct.unpack_from("<QI", body)
         return list(struct.unpack_from(f"<{count}Q", body, 12))
 
     def snap_seq(self, image_id: str) -> int:
         """Return the highest number that a snapshot of the image has had."""
-        body = self._execute(_header(image_id), "get_snapcontext", b"")
+        body = self._execute(header_object(image_id), "get_snapcontext", b"")
         return int(struct.unpack_from("<Q", body)[0])
 
     def snapshot(self, image_id: str, snap: int) -> HeaderSnapshot:
         """Return what the header says about one snapshot."""
-        reader = _Reader(self._execute(_header(image_id), "snapshot_get", struct.pack("<Q", snap)))
-        reader.enter()
-        number = reader.number("<Q")
-        end = reader.enter()
-        namespace = reader.number("<I")
-        original = reader.string() if namespace == _TRASH_NAMESPACE else ""
-        reader.at = end
-        name, size_bytes = reader.string(), reader.number("<Q")
-        return HeaderSnapshot(
-            snap=number,
-            user=namespace == _USER_NAMESPACE,
-            name=original or name,
-            size_bytes=size_bytes,
-        )
+        body = struct.pack("<Q", snap)
+        return parse_snapshot(self._execute(header_object(image_id), "snapshot_get", body))
 
     def find_snapshot(self, image_id: str, name: str) -> HeaderSnapshot | None:
         """Return the live snapshot called `name`, or None."""
@@ -181,7 +155,11 @@ class Headers:
         """Return whether any clone still reads from this snapshot."""
         try:
             _, body = self._ioctx.execute(
-                _header(image_id), "rbd", "children_list", struct.pack("<Q", snap), _REPLY_BYTES_MAX
+                header_object(image_id),
+                "rbd",
+                "children_list",
+                struct.pack("<Q", snap),
+                _REPLY_BYTES_MAX,
             )
         except ceph_errors() as err:
             code = errno_of(err)
@@ -192,35 +170,6 @@ class Headers:
             raise error_of(err, f"list the clones of rbd image {image_id}") from err
         return int(struct.unpack_from("<I", body)[0]) > 0
 
-    def allocated_chunks(self, image_id: str, snaps: list[int]) -> int | None:
-        """Return how many objects an image and its snapshots own; None when its maps are invalid.
-
-        Each object map marks what was written since the previous snapshot, so the sum over all
-        maps counts every stored object version once.
-        """
-        count = 0
-        for snap in (_HEAD, *snaps):
-            flags = self._execute(_header(image_id), "get_flags", struct.pack("<Q", snap))
-            if struct.unpack_from("<Q", flags)[0] & _OBJECT_MAP_FLAGS:
-                return None
-            suffix = "" if snap == _HEAD else f".{snap:016x}"
-            states = self._object_map(f"rbd_object_map.{image_id}{suffix}")
-            if states is None:
-                return None
-            count += sum(states.translate(_EXISTS_PER_BYTE))
-        return count
-
-    def _object_map(self, name: str) -> bytes | None:
-        """Return the packed two-bit states of an object map, None if there is no such map."""
-        with suppress(NotFoundError), translated(f"read {name}"):
-            head = self._ioctx.read(name, _BYTES_PER_HEADER)
-            if len(head) < _BYTES_PER_HEADER:
-                return None
-            object_count = struct.unpack_from("<Q", head, 10)[0]
-            length = -(-object_count * 2 // 8)
-            return bytes(self._ioctx.read(name, length, _BYTES_PER_HEADER)) if length else b""
-        return None
-
     def _execute(self, name: str, method: str, body: bytes) -> bytes:
         """Return the answer of a method of the OSD class `rbd`."""
         missing = NotFoundError(f"{name} has no such entry", reason=Reason.OBJECT_NOT_FOUND)
@@ -229,9 +178,37 @@ class Headers:
             return bytes(reply)
 
 
-def _header(image_id: str) -> str:
+def header_object(image_id: str) -> str:
     """Return the name of an image's header object."""
     return f"rbd_header.{image_id}"
+
+
+def parse_parent(raw: bytes) -> Parent | None:
+    """Return the parent in an answer of `parent_get`, or in a row `parent` of version 2."""
+    reader = _Reader(raw)
+    reader.enter()
+    pool_id = reader.number("<q")
+    reader.string()
+    found = Parent(pool_id=pool_id, image_id=reader.string(), snap=reader.number("<Q"))
+    return found if found.pool_id >= 0 and found.image_id else None
+
+
+def parse_snapshot(raw: bytes) -> HeaderSnapshot:
+    """Return the snapshot in an answer of `snapshot_get`."""
+    reader = _Reader(raw)
+    reader.enter()
+    number = reader.number("<Q")
+    end = reader.enter()
+    namespace = reader.number("<I")
+    original = reader.string() if namespace == _TRASH_NAMESPACE else ""
+    reader.at = end
+    name, size_bytes = reader.string(), reader.number("<Q")
+    return HeaderSnapshot(
+        snap=number,
+        user=namespace == _USER_NAMESPACE,
+        name=original or name,
+        size_bytes=size_bytes,
+    )
 
 
 def _string(text: str) -> bytes:

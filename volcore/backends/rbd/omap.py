@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
+from volcore.backends.rbd.reads import Wave
 from volcore.errors import IntegrityError, Reason
 
 _RAW: Final = b"="
@@ -71,6 +72,13 @@ class OmapObject:
             self._ioctx.operate_read_op(op, self.name)
             rows = dict(found)
         return _decode(rows[key]) if key in rows else None
+
+    def finding(self, wave: Wave, keys: Sequence[str]) -> Callable[[], dict[str, bytes]]:
+        """Read the values of those of `keys` that are there, in a wave."""
+        for key in keys:
+            _check_key(key)
+        rows = wave.rows(self.name, keys)
+        return lambda: {key: _decode(stored) for key, stored in rows().items()}
 
     def rows(self, *, prefix: str, after: str, limit: int) -> list[tuple[str, bytes]]:
         """Return up to `limit` rows with `prefix` and a key > `after`, ascending by key bytes."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.description import Descriptions
 from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.direct import DirectPath
 from volcore.backends.rbd.directory import OBJECT_NAME, Directory, Entry
@@ -63,6 +64,13 @@ class Session:
             self.headers = Headers(self.ioctx)
             self.directory = Directory(OmapObject(self.ioctx, OBJECT_NAME))
             self.links = Links(self.ioctx, self.headers, self.directory)
+            self.descriptions = Descriptions(
+                self.ioctx,
+                self.headers,
+                self.directory,
+                find=self.find,
+                open_image=self.rbd_image,
+            )
             self.handles = Handles(self.ioctx)
             self.watchers = Watchers(cluster, self.ioctx)
             self.presence = Presence(self.ioctx, self.find)

@@ -1,0 +1,187 @@
+"""How many volumes and images a pool has, and their sizes, without looking at all of them.
+
+One server at a time changes a pool, and all its changes pass here: the records are looked at once,
+when somebody asks for the first time, and followed from then on. *Complexity* of later questions:
+constant. Memory: a name and a number for each volume.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from volcore.catalog.contract import Catalog, Change, Gathered
+from volcore.errors import BackendIOError, UnavailableError, VolcoreError
+from volcore.model.records import Image, Kind, State, TrashedVolume, Volume
+
+_PAGE: Final = 1000
+_COUNTED: Final[dict[Kind, type[Volume] | type[Image] | type[TrashedVolume]]] = {
+    Kind.VOLUME: Volume,
+    Kind.IMAGE: Image,
+    Kind.TRASH: TrashedVolume,
+}
+_UNCLEAR: Final = (UnavailableError, BackendIOError)
+"""Errors after which a change may be there or not."""
+
+_Line = tuple[Kind, str, bytes | None]
+
+
+class _Joined(threading.local):
+    """The changes of this thread's transaction; None: it is in none."""
+
+    lines: list[_Line] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of the records that are READY, and of the trash."""
+
+    volume_count: int
+    provisioned_bytes: int
+    """Of the volumes, and of those in the trash."""
+    image_count: int
+    deleted_volume_count: int = 0
+
+
+class CountedCatalog(Catalog):
+    """A catalog that knows its figures; all else is done by the one below. Any thread."""
+
+    def __init__(self, below: Catalog) -> None:
+        """Count nothing until somebody asks."""
+        self._catalog = below
+        self._joined = _Joined()
+        self._counting = threading.Lock()
+        self._lock = threading.Lock()
+        self._tally: _Tally | None = None
+        self._meanwhile: list[_Line] | None = None
+        """What is changed while all records are being looked at."""
+
+    def figures(self) -> Figures:
+        """Return the figures.
+
+        Raises:
+            UnavailableError: the store cannot be reached.
+        """
+        with self._counting:
+            with self._lock:
+                if self._tally is not None:
+                    return self._tally.figures()
+                self._meanwhile = []
+            tally = _Tally()
+            for kind in _COUNTED:
+                after = ""
+                while page := self._catalog.list(kind, after=after, limit=_PAGE):
+                    tally.follow([(kind, key, value) for key, value in page])
+                    after = page[-1][0]
+            with self._lock:
+                if self._meanwhile is not None:
+                    tally.follow(self._meanwhile)
+                    self._tally, self._meanwhile = tally, None
+                return tally.figures()
+
+    def find(self, kind: Kind, key: str) -> bytes | None:
+        """See `Catalog.find`."""
+        return self._catalog.find(kind, key)
+
+    def gather(
+        self, keys: Sequence[tuple[Kind, str]], prefixes: Sequence[tuple[Kind, str]]
+    ) -> Gathered:
+        """See `Catalog.gather`."""
+        return self._catalog.gather(keys, prefixes)
+
+    def list(
+        self, kind: Kind, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[tuple[str, bytes]]:
+        """See `Catalog.list`."""
+        return self._catalog.list(kind, prefix=prefix, after=after, limit=limit)
+
+    def count(self, kind: Kind, *, prefix: str, limit: int) -> int:
+        """See `Catalog.count`."""
+        return self._catalog.count(kind, prefix=prefix, limit=limit)
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """See `Catalog.commit`."""
+        try:
+            self._catalog.commit(changes)
+        except BaseException as err:
+            self._forget_after(err)
+            raise
+        lines: list[_Line] = [
+            (change.kind, change.key, change.value)
+            for change in changes
+            if change.kind in _COUNTED and not change.check_only
+        ]
+        joined = self._joined.lines
+        if joined is None:
+            self._follow(lines)
+        else:
+            joined += lines
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """See `Catalog.transaction`."""
+        if self._joined.lines is not None:
+            with self._catalog.transaction():
+                yield
+            return
+        lines = self._joined.lines = []
+        try:
+            with self._catalog.transaction():
+                yield
+        except BaseException as err:
+            self._forget_after(err)
+            raise
+        finally:
+            self._joined.lines = None
+        self._follow(lines)
+
+    def close(self) -> None:
+        """See `Catalog.close`."""
+        self._catalog.close()
+
+    def _follow(self, lines: Sequence[_Line]) -> None:
+        """Take over what was changed; the locks of the engine keep changes of a record in order."""
+        if not lines:
+            return
+        with self._lock:
+            if self._tally is not None:
+                self._tally.follow(lines)
+            elif self._meanwhile is not None:
+                self._meanwhile += lines
+
+    def _forget_after(self, err: BaseException) -> None:
+        """Count anew at the next question, unless it is clear that nothing was changed."""
+        if isinstance(err, _UNCLEAR) or not isinstance(err, VolcoreError):
+            with self._lock:
+                self._tally = self._meanwhile = None
+
+
+class _Tally:
+    """Sizes in bytes of what is READY, by name."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[Kind, dict[str, int]] = {kind: {} for kind in _COUNTED}
+        self._provisioned_bytes = 0
+
+    def follow(self, lines: Sequence[_Line]) -> None:
+        """Take over lines; the last one of a record counts."""
+        for kind, key, value in lines:
+            sizes = self._sizes[kind]
+            before = sizes.pop(key, 0)
+            if value is not None:
+                record = _COUNTED[kind].decode(value)
+                if isinstance(record, TrashedVolume):
+                    sizes[key] = record.volume.size_bytes
+                elif record.state is State.READY:
+                    sizes[key] = record.size_bytes
+            if kind is not Kind.IMAGE:
+                self._provisioned_bytes += sizes.get(key, 0) - before
+
+    def figures(self) -> Figures:
+        return Figures(
+            volume_count=len(self._sizes[Kind.VOLUME]),
+            provisioned_bytes=self._provisioned_bytes,
+            image_count=len(self._sizes[Kind.IMAGE]),
+            deleted_volume_count=len(self._sizes[Kind.TRASH]),
+        )
