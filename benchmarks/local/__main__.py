@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = {
     "clone": "clone",
     "scaling": "scaling",
+    "listing": "listing",
     "fio": "fio",
     "memory": "memory",
     "diff": "diff",

@@ -96,7 +96,7 @@ class Record:
             IntegrityError: BAD_RECORD, when it is not such a record, or of a newer format.
         """
         try:
-            body = json.loads(raw)
+            body = _DECODER.decode(raw.decode())
             found = body.pop("v")
             if found != FORMAT:
                 raise IntegrityError(
@@ -105,13 +105,14 @@ class Record:
                     reason=Reason.BAD_RECORD,
                 )
             readers = _readers(cls)
-            made = cls(**{k: readers[k](v) for k, v in body.items() if k in readers})
+            added = body.keys() - readers.names
+            made = cls(**readers.read({k: body[k] for k in body.keys() - added} if added else body))
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise IntegrityError(
                 f"a {cls.KIND} record of the catalog cannot be read: {err}; restore the catalog",
                 reason=Reason.BAD_RECORD,
             ) from err
-        if body.keys() <= readers.keys():  # else it is not ours to write again as it is
+        if not added:  # else it is not ours to write again as it is
             made.__dict__[_RAW] = raw
         return made
 
@@ -142,40 +143,55 @@ _FIELDS: Final[dict[Any, list[tuple[str, Any]]]] = {}
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_fields)
 """Made once: a record is written and compared in its JSON form several times in each change."""
 
-_READERS: Final[dict[Any, dict[str, Callable[[Any], Any]]]] = {}
+_DECODER: Final = json.JSONDecoder()
 
 
-def _readers(record: Any) -> dict[str, Callable[[Any], Any]]:
-    """Return what rebuilds each field of a record from its JSON form; worked out once."""
-    if record not in _READERS:
-        hints = get_type_hints(record)
+class _Readers:
+    """How the fields of a record, or of a value in it, are rebuilt from their JSON form."""
+
+    def __init__(self, kind: Any) -> None:
+        hints = get_type_hints(kind)
         hints.pop("KIND", None)
-        _READERS[record] = {name: _reader(hint) for name, hint in hints.items()}
-    return _READERS[record]
+        self.names = frozenset(hints)
+        pairs = ((name, _reader(hint)) for name, hint in hints.items())
+        self._special = [(name, reader) for name, reader in pairs if reader is not None]
+
+    def read(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Rebuild what is no plain value, in place."""
+        for name, reader in self._special:
+            if name in body:
+                body[name] = reader(body[name])
+        return body
 
 
-def _reader(hint: Any) -> Callable[[Any], Any]:
-    """Return what rebuilds a value of this type: enums, tuples, nested values; others stay."""
+_READERS: Final[dict[Any, _Readers]] = {}
+
+
+def _readers(kind: Any) -> _Readers:
+    """Return the readers of a record's class, which are worked out once."""
+    found = _READERS.get(kind)
+    if found is None:
+        found = _READERS[kind] = _Readers(kind)
+    return found
+
+
+def _reader(hint: Any) -> Callable[[Any], Any] | None:
+    """Return what rebuilds a value of this type: enums, tuples, nested values; None: it stays."""
     if get_origin(hint) is tuple:
         part = _reader(hint.__args__[0])
-        return lambda value: tuple(map(part, value))
+        return tuple if part is None else lambda value: tuple(map(part, value))
     for candidate in getattr(hint, "__args__", ()) or (hint,):
         if isinstance(candidate, type) and issubclass(candidate, StrEnum):
-            return candidate
+            return {member.value: member for member in candidate}.__getitem__
         if isinstance(candidate, type) and hasattr(candidate, "__dataclass_fields__"):
             return partial(_nested, candidate)
-    return _same
+    return None
 
 
 def _nested(kind: type, value: Any) -> Any:
     if value is None:
         return None
-    readers = _readers(kind)
-    return kind(**{key: readers[key](part) for key, part in value.items()})
-
-
-def _same(value: Any) -> Any:
-    return value
+    return kind(**_readers(kind).read(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
