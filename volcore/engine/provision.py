@@ -48,6 +48,8 @@ from volcore.model.records import (
 
 CLONES_AT_ONCE: Final = 8
 """librbd's clone rate stops growing between 4 and 16 threads."""
+COMBINED_MAX: Final = 16
+"""Volumes of one call that goes together with others; nobody waits for larger deployments."""
 
 SourceRecord = Image | Snapshot | Volume | None
 _SOURCES: Final[dict[SourceKind, type[Record]]] = {
@@ -155,17 +157,25 @@ def _make_locked(
         for size_bytes, count in Counter(volume.size_bytes for volume in planned).items():
             pool.stock.missed(image, size_bytes, count)
     try:
-        if pool.backend.caps.joins_catalog:
-            _make_joined(pool, planned, found_source[0])
-            results |= {volume.name: volume for volume in planned}
-        else:
-            outcomes = _make_combined(pool, planned, found_source[0])
-            results |= {volume.name: out for volume, out in zip(planned, outcomes, strict=True)}
+        outcomes = _make_combined(pool, planned, found_source[0])
+        results |= {volume.name: out for volume, out in zip(planned, outcomes, strict=True)}
     except VolcoreError as err:
         results |= {volume.name: err for volume in planned}
 
 
-def _make_joined(pool: Pool, planned: Sequence[Volume], source: SourceRecord) -> None:
+def _make_combined(
+    pool: Pool, planned: Sequence[Volume], source: SourceRecord
+) -> Sequence[Volume | VolcoreError]:
+    """Make them, together with those that other calls make of the same source at this time."""
+    make = _make_joined if pool.backend.caps.joins_catalog else _make_with_intents
+    if not isinstance(source, Image | Snapshot) or len(planned) > COMBINED_MAX:
+        return make(pool, planned, source)
+    return pool.combiner.run(source.encode(), planned, lambda some: make(pool, some, source))
+
+
+def _make_joined(
+    pool: Pool, planned: Sequence[Volume], source: SourceRecord
+) -> Sequence[Volume | VolcoreError]:
     """Make all or none in one transaction."""
     if isinstance(source, Volume):
         sync_ahead(pool, [source])
@@ -174,24 +184,12 @@ def _make_joined(pool: Pool, planned: Sequence[Volume], source: SourceRecord) ->
         pool.catalog.commit([*check, *(put(volume) for volume in planned)])
         for volume in planned:
             _act(pool, volume, source)
-
-
-def _make_combined(
-    pool: Pool, planned: Sequence[Volume], source: SourceRecord
-) -> Sequence[Volume | VolcoreError]:
-    """Make them, together with those that other calls make of the same source at this time."""
-
-    def act(volumes: Sequence[Volume]) -> list[Volume | VolcoreError]:
-        return _make_with_intents(pool, volumes, source)
-
-    if not isinstance(source, Image | Snapshot):
-        return act(planned)
-    return pool.combiner.run(source.encode(), planned, act)
+    return planned
 
 
 def _make_with_intents(
     pool: Pool, planned: Sequence[Volume], source: SourceRecord
-) -> list[Volume | VolcoreError]:
+) -> Sequence[Volume | VolcoreError]:
     """Reserve all, make each, then show those that were made; the others leave nothing."""
     check = [] if source is None else [unchanged(source)]
     begun = [(volume, volume.but(state=State.CREATING, revision=0)) for volume in planned]
