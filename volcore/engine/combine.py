@@ -21,8 +21,8 @@ class _Waiting(Generic[T, R]):
 
     items: Sequence[T]
     told: threading.Event = field(default_factory=threading.Event)
-    party: "list[_Waiting[T, R]] | None" = None
-    """Set for one that shall act: for whom, itself included."""
+    party: "list[_Waiting[T, R]]" = field(default_factory=list)
+    """Of one that shall act: for whom, itself included."""
     results: list[R] | None = None
     """None when told: it shall act for itself."""
 
@@ -48,18 +48,20 @@ class Combiner(Generic[T, R]):
         Raises:
             VolcoreError: as `act` does for these items alone.
         """
-        mine = _Waiting[T, R](items)
         with self._lock:
             queue = self._queues.get(key)
             if queue is None:
                 self._queues[key] = []
             else:
+                mine = _Waiting[T, R](items)
                 queue.append(mine)
-        if queue is not None:
-            mine.told.wait()
-        else:
-            mine.party = [mine]
-        if mine.party is not None:
+        if queue is None:
+            try:
+                return act(items)
+            finally:
+                self._pass_on(key)
+        mine.told.wait()
+        if mine.party:
             try:
                 self._act(mine.party, act)
             finally:

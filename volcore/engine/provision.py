@@ -289,7 +289,9 @@ def _check(request: CreateVolume) -> None:
 
 
 def _look_up(pool: Pool, requests: Sequence[CreateVolume]) -> Known:
-    """Look all names and the source up at once."""
+    """Look all names and the source up at once, where that saves round trips."""
+    if pool.backend.caps.joins_catalog:
+        return {}
     places: list[tuple[type[Record], str]] = [(Volume, request.name) for request in requests]
     source = requests[0].source
     if source is not None and all(map(names.is_name, source.key.split("/"))):

@@ -230,13 +230,16 @@ class LocalBackend(VolumeBackend):
 
     def _check_snapshot(self, volume_id: str, snapshot_id: str) -> PointRow:
         """Return the volume's head if such a snapshot of it can be made."""
-        point = self._volume(volume_id)
-        if self._layers.find_snapshot(volume_id, snapshot_id) is not None:
+        count = self.caps.snapshots_max
+        found = self._layers.find_room(volume_id, snapshot_id, count)
+        if found is None:
+            raise refusals.volume_missing(volume_id)
+        point, is_taken, is_full = found
+        if is_taken:
             raise refusals.id_taken(snapshot_id)
-        if self._layers.has_snapshots(volume_id, self.caps.snapshots_max):
+        if is_full:
             raise ExhaustedError(
-                f"volume {volume_id} has {self.caps.snapshots_max} snapshots, the most "
-                "allowed; delete one first",
+                f"volume {volume_id} has {count} snapshots, the most allowed; delete one first",
                 reason=Reason.TOO_MANY_SNAPSHOTS,
                 volume=volume_id,
             )
@@ -431,11 +434,11 @@ class LocalBackend(VolumeBackend):
         return point
 
     def _point(self, volume_id: str, snapshot_id: str | None) -> PointRow:
-        head = self._volume(volume_id)
         if snapshot_id is None:
-            return head
+            return self._volume(volume_id)
         point = self._layers.find_snapshot(volume_id, snapshot_id)
         if point is None:
+            self._volume(volume_id)
             raise refusals.snapshot_missing(volume_id, snapshot_id)
         return point
 

@@ -202,12 +202,20 @@ class Layers:
         """Return every volume id."""
         return [row[0] for row in self.database.query("SELECT volume_id FROM volume")]
 
-    def has_snapshots(self, volume_id: str, count: int) -> bool:
-        """Tell whether the volume has at least `count` snapshots, which is more than none."""
+    def find_room(
+        self, volume_id: str, snapshot_id: str, count: int
+    ) -> tuple[PointRow, bool, bool] | None:
+        """Return the volume's head, whether it has such a snapshot, and whether it has `count`."""
         rows = self.database.query(
-            "SELECT 1 FROM snapshot WHERE volume_id = ? LIMIT 1 OFFSET ?", (volume_id, count - 1)
+            "SELECT top_layer, size_bytes, parent_volume, parent_snapshot,"
+            " EXISTS (SELECT 1 FROM snapshot WHERE volume_id = ?1 AND snapshot_id = ?2),"
+            " (SELECT 1 FROM snapshot WHERE volume_id = ?1 LIMIT 1 OFFSET ?3)"
+            " FROM volume WHERE volume_id = ?1",
+            (volume_id, snapshot_id, count - 1),
         )
-        return bool(rows)
+        for *point, is_taken, is_full in rows:
+            return _point_row(*point), bool(is_taken), bool(is_full)
+        return None
 
     def snapshots(self, volume_id: str) -> list[tuple[str, int]]:
         """Return (snapshot id, layer id), oldest first."""
@@ -423,16 +431,20 @@ class Layers:
         self.database.execute("DELETE FROM dirty WHERE layer_id = ?", (layer_id,))
 
     def _point(self, sql: str, parameters: tuple[str, ...]) -> PointRow | None:
-        for layer_id, size_bytes, parent_volume, parent_snapshot in self.database.query(
-            sql, parameters
-        ):
-            return PointRow(
-                layer_id=layer_id,
-                size_bytes=size_bytes,
-                parent_volume=parent_volume,
-                parent_snapshot=parent_snapshot,
-            )
+        for row in self.database.query(sql, parameters):
+            return _point_row(*row)
         return None
+
+
+def _point_row(
+    layer_id: int, size_bytes: int, parent_volume: str | None, parent_snapshot: str | None
+) -> PointRow:
+    return PointRow(
+        layer_id=layer_id,
+        size_bytes=size_bytes,
+        parent_volume=parent_volume,
+        parent_snapshot=parent_snapshot,
+    )
 
 
 def protect(database: Database, seal: Seal) -> None:
