@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from volcore.backends.contract import VolumeFacts
-from volcore.backends.rbd.directory import Directory, Entry
+from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import (
     Headers,
@@ -27,7 +27,6 @@ from volcore.backends.rbd.header import (
     parse_snapshot,
 )
 from volcore.backends.rbd.reads import Wave
-from volcore.backends.rbd.reaper import HIDDEN_PREFIX
 from volcore.errors import NotFoundError
 from volcore.limits import (
     CHUNK_SIZE_BYTES,
