@@ -30,7 +30,6 @@ from volcore.testing.rbd_soak_callers import IMAGE_BYTES, IMAGES, STEP_BYTES, Ca
 from volcore.testing.rbd_soak_tools import ToolUser
 from volcore.testing.server import RunningServer
 from volcore.testing.soak import repeated
-from volcore.v1 import operation_pb2
 from volcore.v1.pool_pb2 import PoolShortPath
 
 PROOF_S: Final = 60.0
@@ -213,9 +212,9 @@ class Soak:
         self.report.failures += self._quiet(lambda: judge.structure(()))
 
     def _settled(self, client: Any) -> None:
-        """Wait for the operations that are running."""
+        """Wait for the operations that have not ended; deletes may still be queued."""
         for operation in list(client.list_operations("pools/p")):
-            if operation.phase == operation_pb2.OPERATION_PHASE_RUNNING:
+            if not operation.HasField("end_time"):
                 repeated(partial(client.wait_operation, operation.name))
 
     def _quiet(self, look: Callable[[], list[str]]) -> list[str]:
