@@ -3,8 +3,7 @@
 import time
 
 import pytest
-from rbd_backend.pools import options, raw_pool
-from rbd_backend.test_direct import objecter
+from rbd_backend.pools import client_counters, options, raw_pool
 
 from volcore.backends.memory import MemoryBackend
 from volcore.backends.rbd import Cluster, RbdBackend
@@ -281,9 +280,9 @@ def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path)
     for name in names:
         if name == "v2":  # from here on to the trash
             object.__setattr__(engine.pools.open("p"), "trash_retention_s", 60)
-        before = objecter(at)
+        before = client_counters(at)
         engine.volumes.delete("p", name)
-        after = objecter(at)
+        after = client_counters(at)
         counts.append([after[key] - before[key] for key in ("op_r", "op_w")])
     again = Engine(EngineSettings(server_id="again"))
     again.add_pool("p", backend, catalog, None)

@@ -5,8 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from rbd_backend.pools import opened, options, raw_pool
-from rbd_backend.test_direct import objecter
+from rbd_backend.pools import client_counters, opened, options, raw_pool
 from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.description import TOGETHER
 from volcore.errors import NotFoundError
@@ -105,9 +104,9 @@ def test_one_round(ceph_cluster, ceph_pool, tmp_path):
     first = backend.describe("leaf")
     assert (first.depth, first.parent_volume_id, first.parent_snapshot_id) == (2, "middle", "s")
     descriptions = backend._session().descriptions
-    waves, before = descriptions.wave_count, objecter(at)
+    waves, before = descriptions.wave_count, client_counters(at)
     assert backend.describe("leaf") == first
-    after = objecter(at)
+    after = client_counters(at)
     assert descriptions.wave_count - waves == 1
     assert after["op_r"] - before["op_r"] == 3  # row of the directory, header, object map
     assert after["op_w"] == before["op_w"]

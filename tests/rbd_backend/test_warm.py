@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from rbd_backend.pools import leftovers, options, raw_pool
-from rbd_backend.test_direct import objecter
+from rbd_backend.pools import client_counters, leftovers, options, raw_pool
 from volcore.backends.contract import ShortPathState
 from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.directory import Directory
@@ -123,16 +122,16 @@ def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
     with site.undo:
         prepare(site)
         for names in (["a"], ["b", "c", "d"]):
-            before = objecter(at)
+            before = client_counters(at)
             assert all(warm(volume) for volume in site.deploy(*names))
-            after = objecter(at)
+            after = client_counters(at)
             assert after["op_w"] - before["op_w"] == 1
             assert after["op_r"] - before["op_r"] == len(names), "looks, beside the write"
         source = SourceRef(kind=SourceKind.IMAGE, key="gold")
         site.keep()
-        before = objecter(at)
+        before = client_counters(at)
         assert warm(site.engine.volumes.create("p", CreateVolume(name="e", source=source)))
-        after = objecter(at)
+        after = client_counters(at)
         assert (after["op_w"] - before["op_w"], after["op_r"] - before["op_r"]) == (1, 1)
 
 
