@@ -250,7 +250,7 @@ class RbdBackend(VolumeBackend):
         return self._session().direct.state
 
     def wait_for_short_path(self) -> ShortPath:
-        """Return the state of the short path once it is decided; takes some seconds at most."""
+        """Return the state of the short path once it is decided, and ready; some seconds."""
         return self._session().direct.wait()
 
     def open_device(

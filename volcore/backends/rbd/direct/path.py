@@ -13,13 +13,14 @@ from volcore.backends.rbd.direct.proof import Proof, StoppedError, proof_key
 from volcore.backends.rbd.direct.recovery import DirectRecovery
 from volcore.backends.rbd.direct.snapshotter import Outcome, Snapshotter
 from volcore.backends.rbd.direct.snapshotter import Source as SnapshotSource
-from volcore.backends.rbd.direct.stock import Stock
+from volcore.backends.rbd.direct.stock import LOW, Stock
 from volcore.backends.rbd.direct.waves import Waves
 from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Entry
 from volcore.backends.rbd.header import Headers
 from volcore.errors import VolcoreError
 
 _ATTEMPTS: Final = 3
+_STOCK_TIMEOUT_S: Final = 30.0
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -81,9 +82,11 @@ class DirectPath:
         self._thread.start()
 
     def wait(self) -> ShortPath:
-        """Return the state once it is decided."""
+        """Return the state once it is decided, and the stock of numbers is filled."""
         if self._thread is not None:
             self._thread.join()
+        if self._state.state is ShortPathState.ON:
+            self._stock.wait(LOW, _STOCK_TIMEOUT_S)
         return self._state
 
     def close(self) -> None:
