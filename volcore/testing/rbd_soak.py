@@ -36,6 +36,8 @@ PROOF_S: Final = 60.0
 SETTLED_S: Final = 90.0
 """How long work behind answers, and the OSDs' trimming, may take once nobody calls."""
 POLL_S: Final = 0.5
+FENCED: Final = "has taken the lock"
+"""What a server logs that is fenced off; whoever runs it starts it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ class Report:
     tool_calls: int = 0
     kills: int = 0
     osd_restarts: int = 0
+    fenced: int = 0
+    """Servers that a client has shut out because they were late with a lock: a busy machine."""
     volumes: int = 0
     snapshots: int = 0
     foreign: int = 0
@@ -78,6 +82,7 @@ class Soak:
         )
         self._command = ["rbd", "--conf", str(access.conf_path), "--pool", pool]
         self._command += ["--rbd-default-clone-format", "2"]
+        self._seen = 0
         self.report = Report()
 
     def run(self) -> Report:
@@ -148,11 +153,13 @@ class Soak:
         """Kill the server and restart OSDs, by the count of operations."""
         plan = self._plan
         try:
-            while not world.stopped.wait(0.05):
+            while not world.stopped.wait(0.2):
                 if world.done // plan.kill_every > self.report.kills:
-                    self._server.kill()
-                    self._server.start()
+                    self._restart()
                     self.report.kills += 1
+                if FENCED in self._server.log()[self._seen :]:
+                    self._restart()
+                    self.report.fenced += 1
                 owns = isinstance(self._access, CephCluster)
                 if owns and world.done // plan.osd_every > self.report.osd_restarts:
                     hard = bool(self.report.osd_restarts % 2)
@@ -160,6 +167,11 @@ class Soak:
                     self.report.osd_restarts += 1
         except Exception as err:  # a thread's failure belongs into the report
             world.fail(f"trouble: {type(err).__name__}: {err}")
+
+    def _restart(self) -> None:
+        self._server.kill()
+        self._seen = len(self._server.log())
+        self._server.start()
 
     def _judge(
         self,
