@@ -115,24 +115,34 @@ def warm(volume: Volume) -> bool:
 
 
 def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
-    """Goal: one write for a claim, whatever its count. Method: librados' own counters."""
+    """Goal: one write for a claim, whatever its count. Method: librados' own counters.
+
+    The lease is renewed now and then beside it, hence the least of some.
+    """
     at, conf = tmp_path / "client.asok", tmp_path / "ceph.conf"
     conf.write_text(ceph_cluster.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
     site = start(ceph_cluster, ceph_pool, conf=str(conf))
     with site.undo:
         prepare(site)
-        for names in (["a"], ["b", "c", "d"]):
-            before = client_counters(at)
-            assert all(warm(volume) for volume in site.deploy(*names))
-            after = client_counters(at)
-            assert after["op_w"] - before["op_w"] == 1
-            assert after["op_r"] - before["op_r"] == len(names), "looks, beside the write"
         source = SourceRef(kind=SourceKind.IMAGE, key="gold")
-        site.keep()
-        before = client_counters(at)
-        assert warm(site.engine.volumes.create("p", CreateVolume(name="e", source=source)))
-        after = client_counters(at)
-        assert (after["op_w"] - before["op_w"], after["op_r"] - before["op_r"]) == (1, 1)
+
+        def deploy(*names: str) -> list[Volume]:
+            return site.deploy(*names)
+
+        def create(*names: str) -> list[Volume]:
+            request = CreateVolume(name=names[0], source=source)
+            return [site.engine.volumes.create("p", request)]
+
+        for act, count in ((deploy, 1), (deploy, 3), (create, 1)):
+            found = []
+            for attempt in range(3):
+                names = [f"{act.__name__}-{count}-{attempt}-{number}" for number in range(count)]
+                before = client_counters(at)
+                assert all(warm(volume) for volume in act(*names))
+                after = client_counters(at)
+                found.append(tuple(after[key] - before[key] for key in ("op_w", "op_r")))
+                site.keep()
+            assert min(found) == (1, count), "one write, and beside it a look for each"
 
 
 def test_a_claimed_volume_is_a_volume(site, ceph_cluster, ceph_pool):
