@@ -140,4 +140,4 @@ def test_killed_while_claiming_and_refilling(site, golden_qcow2, tmp_path):
             time.sleep(0.1)
         with contextlib.suppress(StopIteration):
             assert next(client.list_volumes("pools/p")) is None
-    site.wait_clean()
+        RbdSite(off, site._conf_path, site.pool).wait_clean()
