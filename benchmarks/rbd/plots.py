@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rbd.site import Line, Outcome
-from benchmarks.report import Figure
+from benchmarks.report import Figure, number
 
 OURS = "#1f6f8b"
 THEIRS = "#b0b7bd"
@@ -70,7 +70,7 @@ def _latencies(lines: Sequence[Line], title: str) -> Any:
             p50, p99 = line.ms.median, line.ms.percentile(99)
             axes.barh(at, p50, color=_colour(line), height=0.65)
             axes.plot([p50, p99], [at, at], color="#444", linewidth=1)
-            axes.text(p99 * 1.08, at, f"{p50:.3g}", va="center", fontsize=7)
+            axes.text(p99 * 1.08, at, number(p50), va="center", fontsize=7)
         _logarithmic(axes)
         axes.set_xlabel("ms")
         axes.set_title(store)
