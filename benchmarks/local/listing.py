@@ -7,9 +7,9 @@ figures of the pool.
 import itertools
 from collections.abc import Iterator
 
-from benchmarks.local.report import Figure
-from benchmarks.local.sampling import Context, Turns
 from benchmarks.local.stores import IMAGE
+from benchmarks.report import Figure
+from benchmarks.sampling import Context, Turns
 from volcore.limits import DEPLOY_VOLUMES_MAX, MIB, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from volcore.testing.server import RunningServer
 
