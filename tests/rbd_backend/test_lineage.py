@@ -1,5 +1,6 @@
 """Parents and clones go in any order, and nothing of them stays."""
 
+import errno
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rbd_backend.pools import leftovers, raw_pool
-from volcore.errors import Blocker, PreconditionError, Reason
+from volcore.errors import (
+    Blocker,
+    NotFoundError,
+    OperationPendingError,
+    PreconditionError,
+    Reason,
+)
 from volcore.limits import CHUNK_SIZE_BYTES, MIB, RBD_DEPTH_MAX
 from volcore.testing.device_contract import fetch, put
 
@@ -285,3 +292,51 @@ def test_diff_of_a_clone_covers_every_change(backend):
             where = slice(extent.offset_bytes, min(extent.end_bytes, SIZE))
             rebuilt[where] = after[where]
         assert rebuilt == after
+
+
+def test_an_ancestor_that_is_being_freed(backend, monkeypatch):
+    """Goal: what is there is found. Method: librbd's answer when it meets a header on its way out.
+
+    Soak on Ceph, seed 4.
+    """
+    import rbd
+
+    three_generations(backend, live=False)
+    found, answers = rbd.Image, iter(["gone"] * 3)
+
+    def image(*words, **named):
+        if next(answers, None):
+            raise rbd.ImageNotFound("an ancestor is on its way out", errno=errno.ENOENT)
+        return found(*words, **named)
+
+    monkeypatch.setattr(rbd, "Image", image)
+    assert fetch(backend, "aa", 0, 4) == b"root"
+    assert next(answers, None) is None
+    answers = iter(["gone"] * 100)
+    with pytest.raises(NotFoundError):
+        fetch(backend, "aa", 0, 4)
+
+
+def test_a_clone_that_meets_an_ancestor_being_freed(backend, monkeypatch):
+    """Goal: a call that is to be repeated says so, and leaves nothing. Method: as above."""
+    import rbd
+
+    backend.create("gold", SIZE)
+    backend.create_snapshot("gold", "s")
+    clone = rbd.RBD.clone
+
+    def gone(*_, **__):
+        raise rbd.ImageNotFound("an ancestor is on its way out", errno=errno.ENOENT)
+
+    for snapshot in ("s", None):
+        monkeypatch.setattr(rbd.RBD, "clone", gone)
+        with pytest.raises(OperationPendingError) as caught:
+            backend.clone("gold", snapshot, "c", SIZE)
+        assert caught.value.retryable
+        monkeypatch.setattr(rbd.RBD, "clone", clone)
+        assert sorted(backend.walk()) == ["gold"]
+        session = backend._session()
+        image_id = session.headers.image_id("gold")
+        assert len(session.headers.snaps(image_id)) == 1
+        backend.clone("gold", snapshot, "c", SIZE)
+        backend.delete("c")

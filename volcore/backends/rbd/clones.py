@@ -23,7 +23,7 @@ from volcore.backends.refusals import (
     snapshot_missing,
     volume_missing,
 )
-from volcore.errors import NotFoundError, VolcoreError
+from volcore.errors import NotFoundError, OperationPendingError, Reason, VolcoreError
 from volcore.limits import RBD_DEPTH_MAX
 
 CLONES_AT_ONCE: Final = 8
@@ -173,17 +173,30 @@ def _clone_live(session: Session, entry: Entry, target_id: str) -> None:
         translated(f"clone volume {entry.volume_id}"),
     ):
         image.create_snap(name)
-        _clone_snapshot(session, entry.volume_id, name, target_id)
-        image.remove_snap(name)
+        try:
+            _clone_snapshot(session, entry.volume_id, name, target_id)
+        finally:
+            image.remove_snap(name)
 
 
 def _clone_snapshot(session: Session, volume_id: str, snapshot_id: str, target_id: str) -> None:
     """Make the rbd image of a clone."""
-    with translated(
-        f"clone volume {volume_id}",
-        missing=snapshot_missing(volume_id, snapshot_id),
-        exists=id_taken(target_id),
-    ):
-        session.rbd.clone(
-            session.ioctx, volume_id, snapshot_id, session.ioctx, target_id, FEATURES, ORDER
-        )
+    try:
+        with translated(
+            f"clone volume {volume_id}",
+            missing=snapshot_missing(volume_id, snapshot_id),
+            exists=id_taken(target_id),
+        ):
+            session.rbd.clone(
+                session.ioctx, volume_id, snapshot_id, session.ioctx, target_id, FEATURES, ORDER
+            )
+    except NotFoundError as err:
+        if session.headers.find_snapshot(existing(session, volume_id).image_id, snapshot_id):
+            # librbd met an ancestor that was just being freed, see `opening`.
+            raise OperationPendingError(
+                f"an ancestor of volume {volume_id} is being freed; repeat the call",
+                reason=Reason.OPERATION_PENDING,
+                retryable=True,
+                volume=volume_id,
+            ) from err
+        raise

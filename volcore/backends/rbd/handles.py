@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.opening import open_image
 from volcore.backends.refusals import snapshot_missing, volume_in_use, volume_missing
 from volcore.errors import OperationPendingError, Reason
 
@@ -52,7 +52,7 @@ class Handles:
         with self._pinned(volume_id, keep=True) as slot, slot.gate:
             if slot.image is None:
                 with translated(f"open volume {volume_id}", missing=volume_missing(volume_id)):
-                    slot.image = bindings().rbd.Image(self._ioctx, image_id=image_id)
+                    slot.image = open_image(self._ioctx, image_id, read_only=False)
             slot.references += 1
             slot.devices[None] += device
             return slot.image
@@ -93,9 +93,7 @@ class Handles:
         """Return a read-only handle on a snapshot, which the caller closes."""
         missing = snapshot_missing(volume_id, snapshot_id)
         with translated(f"open snapshot {snapshot_id} of volume {volume_id}", missing=missing):
-            return bindings().rbd.Image(
-                self._ioctx, image_id=image_id, snapshot=snapshot_id, read_only=True
-            )
+            return open_image(self._ioctx, image_id, snapshot=snapshot_id, read_only=True)
 
     @contextmanager
     def exclusive(self, volume_id: str, *, snapshots: bool) -> Iterator[None]:

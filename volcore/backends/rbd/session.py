@@ -18,6 +18,7 @@ from volcore.backends.rbd.header import Headers
 from volcore.backends.rbd.lease import PoolLease
 from volcore.backends.rbd.links import Links
 from volcore.backends.rbd.omap import OmapObject
+from volcore.backends.rbd.opening import open_image
 from volcore.backends.rbd.presence import Presence
 from volcore.backends.rbd.reaper import Reaper
 from volcore.backends.rbd.watchers import Watchers
@@ -225,7 +226,7 @@ class Session:
 
     def rbd_image(self, image_id: str) -> Any:
         """Return a read-only handle of its own, a context manager."""
-        return bindings().rbd.Image(self.ioctx, image_id=image_id, read_only=True)
+        return open_image(self.ioctx, image_id, read_only=True)
 
 
 def _init_pool(ioctx: Any, pool: str) -> None:
