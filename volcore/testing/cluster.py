@@ -87,6 +87,7 @@ mgr stats period = 1
 osd data = {dir}/osd$id
 osd objectstore = {store}
 bluestore block size = 21474836480
+memstore device bytes = 8589934592
 osd memory target = 1073741824
 osd client watch timeout = 5
 osd class load list = *
