@@ -71,7 +71,6 @@ osd crush chooseleaf type = 0
 mon allow pool size one = true
 mon allow pool delete = true
 mon max pg per osd = 4000
-mon warn on pool no redundancy = false
 # A second's pause between map changes saves a real cluster work and costs a test run minutes.
 paxos propose interval = 0.02
 paxos min wait = 0.01
