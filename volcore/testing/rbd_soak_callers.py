@@ -29,7 +29,6 @@ STEP_BYTES: Final = MIB // 2
 VOLUMES_MAX: Final = 5
 SNAPSHOTS_MAX: Final = 4
 BATCH: Final = 3
-ANCESTOR_TRIES: Final = 3
 HISTORY: Final = 12
 _READ_WRITE: Final = attachment_pb2.ACCESS_MODE_READ_WRITE
 
@@ -223,7 +222,7 @@ class Caller(Worker):
         size_bytes = self.dice.choice((0, 0, SIZE_BYTES_MAX))
         self.note(f"clone {snapshot} to", name)
         try:
-            made = self._patiently(
+            made = repeated(
                 lambda: self._client.create_volume(
                     _path(name), snapshot=snapshot, size_bytes=size_bytes
                 )
@@ -236,20 +235,6 @@ class Caller(Worker):
                 raise
             return
         self._keep(name, made, disk)
-
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Repeat a call for which librbd met an ancestor that was just being freed; count it.
-
-        It does not open an image then, though the next try succeeds.
-        """
-        for _ in range(ANCESTOR_TRIES):
-            try:
-                return repeated(call)
-            except NotFoundError as err:
-                if err.reason != Reason.OBJECT_NOT_FOUND:
-                    raise
-                self.world.count("met an ancestor on its way out")
-        return repeated(call)
 
     def _clone_live(self, source: str) -> None:
         name = self.fresh("live")

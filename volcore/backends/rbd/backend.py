@@ -26,13 +26,13 @@ from volcore.backends.contract import (
     no_reserve,
 )
 from volcore.backends.rbd import clones, snapshots
-from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.extents import changed_extents
 from volcore.backends.rbd.objectmap import mark_changed
+from volcore.backends.rbd.opening import open_image
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
     check_size,
@@ -360,7 +360,7 @@ class RbdBackend(VolumeBackend):
                     missing=snapshot_missing(volume_id, snapshot_id),
                     busy=volume_in_use(volume_id),
                 ),
-                bindings().rbd.Image(session.ioctx, image_id=entry.image_id) as image,
+                open_image(session.ioctx, entry.image_id, read_only=False) as image,
             ):
                 image.rollback_to_snap(snapshot_id)
                 mark_changed(session.ioctx, entry.image_id, int(image.size()))

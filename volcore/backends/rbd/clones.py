@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from volcore.backends.contract import ShortPathState, no_reserve
-from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct.cloner import Once
 from volcore.backends.rbd.directory import HIDDEN_PREFIX, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import HeaderSnapshot
+from volcore.backends.rbd.opening import open_image
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
     check_size,
@@ -134,9 +134,11 @@ def clone_by_librbd(
         else:
             _clone_snapshot(session, volume_id, snapshot_id, target_id)
         if size_bytes > from_size_bytes:
+            made_id = session.headers.image_id(target_id)
+            assert made_id is not None, "librbd made it"
             with (
                 translated(f"resize volume {target_id}"),
-                bindings().rbd.Image(session.ioctx, target_id) as image,
+                open_image(session.ioctx, made_id, read_only=False) as image,
             ):
                 image.resize(size_bytes)
 

@@ -25,6 +25,7 @@ from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
+from volcore.backends.rbd.opening import open_image
 from volcore.backends.rbd.watchers import Watchers
 from volcore.errors import (
     BackendIOError,
@@ -228,7 +229,7 @@ class Reaper:
     def _open(self, image_id: str) -> Iterator[Any]:
         """Open a trashed image for changes."""
         with translated(f"open rbd image {image_id}"):
-            image = bindings().rbd.Image(self._ioctx, image_id=image_id)
+            image = open_image(self._ioctx, image_id, read_only=False)
         try:
             yield image
         finally:

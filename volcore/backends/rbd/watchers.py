@@ -12,6 +12,7 @@ from typing import Any, Final
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.opening import open_image
 from volcore.errors import Blocker, OperationPendingError, PreconditionError, Reason
 
 _LOCK_XATTR: Final = "lock.rbd_lock"
@@ -57,7 +58,7 @@ class Watchers:
         """Return the addresses of the other clients that watch an image."""
         with (
             translated(f"look who uses volume {volume_id}"),
-            bindings().rbd.Image(self._ioctx, image_id=image_id, read_only=True) as image,
+            open_image(self._ioctx, image_id, read_only=True) as image,
         ):
             own = self._cluster.instance_id
             return {found["addr"] for found in image.watchers_list() if found["id"] != own}
