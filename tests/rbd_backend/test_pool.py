@@ -9,7 +9,7 @@ import time
 import pytest
 
 from rbd_backend.pools import leftovers, new_backend, opened, options, raw_pool
-from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd import Cluster, RbdBackend, connection
 from volcore.errors import (
     ExhaustedError,
     NotFoundError,
@@ -123,6 +123,33 @@ def test_missing_pool(ceph_cluster):
     assert caught.value.reason == Reason.POOL_UNUSABLE
 
 
+def test_figures_of_a_new_pool(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: no error while the OSDs have not reported yet. Method: pools that were just made."""
+    cluster = Cluster(options(ceph_cluster))
+    cluster.acquire()
+    fresh = [f"{ceph_pool}-{number}" for number in range(3)]
+    answers = set()
+    try:
+        for pool in fresh:
+            ceph_cluster.create_pool(pool, pg_count=1)
+            with monkeypatch.context() as patch:
+                patch.setattr(connection, "FIGURES_WAIT_S", 0)
+                try:
+                    answers.add(cluster.pool_figures(pool)["stored"])
+                except UnavailableError as err:
+                    answers.add(err.reason)
+        assert answers <= {0, Reason.CLUSTER_UNREACHABLE}
+        for pool in fresh:
+            assert cluster.pool_figures(pool)["max_avail"] > 0
+        with pytest.raises(NotFoundError, match="is gone") as raised:
+            cluster.pool_figures(f"{ceph_pool}-none")
+        assert raised.value.reason == Reason.POOL_NOT_FOUND
+    finally:
+        cluster.release()
+        for pool in fresh:
+            ceph_cluster.delete_pool(pool)
+
+
 def test_missing_files(ceph_cluster, tmp_path):
     for changes in ({"conf_path": str(tmp_path / "gone.conf")}, {"user": "nobody-there"}):
         backend = RbdBackend(Cluster(options(ceph_cluster, **changes)), "p")
@@ -153,7 +180,7 @@ def test_missing_packages(module):
     script = f"""
 import sys
 sys.modules[{module!r}] = None
-from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd import Cluster, RbdBackend, connection
 from volcore.backends.rbd.connection import ClusterOptions
 from volcore.errors import PreconditionError
 try:

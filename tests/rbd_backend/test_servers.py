@@ -119,13 +119,13 @@ def test_superseded_server_cannot_write(ceph_cluster, ceph_pool, monkeypatch):
 
 
 def test_lease_runs_out(ceph_cluster, ceph_pool, monkeypatch):
-    """Goal: a server that stopped renewing is replaced. Method: a lease of 1 s, never renewed."""
-    monkeypatch.setattr(lease, "LEASE_S", 1)
+    """Goal: a server that stopped renewing is replaced. Method: a lease of 4 s, never renewed."""
+    monkeypatch.setattr(lease, "LEASE_S", 4)
     with opened(ceph_cluster, ceph_pool) as old:
         old.create("v", SIZE)
         with pytest.raises(PreconditionError):
             new_backend(ceph_cluster, ceph_pool).open()
-        time.sleep(1.1)
+        time.sleep(4.1)
         with pytest.raises(UnavailableError, match="lock"):
             old.create("w", SIZE)
         with opened(ceph_cluster, ceph_pool) as new:

@@ -286,18 +286,12 @@ class RbdBackend(VolumeBackend):
 
     def stats(self) -> PoolStats:
         """See `VolumeBackend.stats`; sizes before replication."""
-        session = self._session()
-        for pool in session.cluster.mon_command("df")["pools"]:
-            if pool["name"] == self._pool:
-                found = pool["stats"]
-                stored, available = int(found["stored"]), int(found["max_avail"])
-                return PoolStats(
-                    capacity_bytes=stored + available,
-                    available_bytes=available,
-                    allocated_bytes=stored,
-                )
-        raise NotFoundError(
-            f"the cluster tells nothing about pool {self._pool}", reason=Reason.POOL_NOT_FOUND
+        found = self._session().cluster.pool_figures(self._pool)
+        stored, available = int(found["stored"]), int(found["max_avail"])
+        return PoolStats(
+            capacity_bytes=stored + available,
+            available_bytes=available,
+            allocated_bytes=stored,
         )
 
     def flatten(self, volume_id: str, progress: Progress) -> None:

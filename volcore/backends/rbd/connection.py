@@ -9,12 +9,21 @@ from typing import Any, ClassVar, Final, Self
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.errmap import ceph_errors, error_of_code, translated
-from volcore.errors import BackendIOError, PreconditionError, Reason
+from volcore.errors import (
+    BackendIOError,
+    NotFoundError,
+    PreconditionError,
+    Reason,
+    UnavailableError,
+)
 
 CONNECT_TIMEOUT_S: Final = 10.0
 OP_TIMEOUT_S: Final = 120.0
 """How long one request to an OSD or monitor may take; a hung cluster becomes UNAVAILABLE."""
 MONITORS_AGE_S_MAX: Final = 60.0
+FIGURES_WAIT_S: Final = 15.0
+"""How long a pool that was just made is waited for; OSDs report every 5 s."""
+FIGURES_PAUSE_S: Final = 0.25
 FENCE_S: Final = 7 * 24 * 3600
 """A fenced client is known as dead for that long (`watchers.py`)."""
 
@@ -167,6 +176,35 @@ class Cluster:
             raise BackendIOError(
                 f"the monitors answered {prefix!r} with no JSON", reason=Reason.BACKEND_IO
             ) from err
+
+    def pool_figures(self, pool: str) -> dict[str, Any]:
+        """Return what `ceph df` says of a pool; waits while the cluster has no figures of it yet.
+
+        Raises:
+            NotFoundError: POOL_NOT_FOUND.
+            UnavailableError: CLUSTER_UNREACHABLE, the OSDs of the pool have not reported.
+        """
+        deadline_s = time.monotonic() + FIGURES_WAIT_S
+        while True:
+            for row in self.mon_command("df")["pools"]:
+                if row["name"] == pool:
+                    return dict(row["stats"])
+            with translated(f"look for the Ceph pool {pool!r}"):
+                there = self._rados.pool_exists(pool)
+            if not there:
+                raise NotFoundError(
+                    f"the Ceph pool {pool!r} is gone; restore it, or take it out of the"
+                    " configuration",
+                    reason=Reason.POOL_NOT_FOUND,
+                )
+            if time.monotonic() > deadline_s:
+                raise UnavailableError(
+                    f"the cluster has no figures of the pool {pool!r} yet; retry, and see whether"
+                    " `ceph status` shows its manager and its OSDs up",
+                    reason=Reason.CLUSTER_UNREACHABLE,
+                    retryable=True,
+                )
+            time.sleep(FIGURES_PAUSE_S)
 
     def fence(self, address: str) -> bool:
         """Cut a dead or superseded client off from all OSDs; return whether that worked.
