@@ -10,7 +10,7 @@ from volcore.backends.local.pagecodec import (
     decoded,
     encoded,
     make_brief,
-    read_brief,
+    read_briefs,
 )
 from volcore.errors import IntegrityError
 from volcore.limits import CHUNK_BLOCKS
@@ -34,7 +34,7 @@ def test_lengths(kind, length):
     assert (len(states), len(crcs)) == (length, 4 * page.states.count(1))
     assert (brief is None) == (kind == "mixed")
     if brief is not None:
-        assert read_brief(7, 2**33, brief) == kind
+        assert read_briefs([(7, 2**33, brief)]) == [kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,14 +75,12 @@ def test_flips(kind, version):
 
 def test_flipped_brief():
     """Goal: a diff trusts no damaged index. Method: flip each bit of a brief, misplace it."""
-    brief = make_brief(3, 4, 1)
-    for bit in range(63):
-        with pytest.raises(IntegrityError):
-            read_brief(3, 4, brief ^ 1 << bit)
-    with pytest.raises(IntegrityError):
-        read_brief(3, 5, brief)
-    with pytest.raises(IntegrityError):
-        read_brief(3, 4, -brief)
+    good, brief = (5, 6, make_brief(5, 6, 2)), make_brief(3, 4, 1)
+    assert read_briefs([good, (3, 4, brief)]) == [2, 1]
+    bad = [(3, 4, brief ^ 1 << bit) for bit in range(63)]
+    for row in [*bad, (3, 5, brief), (4, 4, brief), (3, 4, -brief), (3, 4, 3 << 32)]:
+        with pytest.raises(IntegrityError, match=f"chunk {row[1]} in layer {row[0]}"):
+            read_briefs([good, row, good])
 
 
 def flipped(data, rng):

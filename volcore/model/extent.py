@@ -1,7 +1,7 @@
 """Extents, and the only place where byte, block and chunk numbers convert into each other."""
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 
@@ -19,9 +19,8 @@ class ExtentKind(IntEnum):
     """Trimmed or zeroed: reads as zeroes; the parent is not consulted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A byte range of one kind; `length_bytes` is at least 1."""
+class Extent(NamedTuple):
+    """A byte range of one kind; `length_bytes` is at least 1. A tuple: lists of them are long."""
 
     offset_bytes: int
     length_bytes: int

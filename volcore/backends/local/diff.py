@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import Final
 
 from volcore.backends.local.layers import Brief, Layers, PointRow
-from volcore.backends.local.pagecodec import Page, damaged, read_brief
+from volcore.backends.local.pagecodec import Page, damaged, read_briefs
 from volcore.kernels import chunkmap
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
 from volcore.model.extent import Extent, ExtentKind, chunk_count
@@ -34,18 +34,24 @@ def diff_points(layers: Layers, source: PointRow | None, target: PointRow) -> li
     rank = {layer_id: position for position, layer_id in enumerate(target_chain)}
     between = set(target_chain) ^ set(source_chain)
     common = [layer_id for layer_id in target_chain if layer_id not in between]
-    runs: list[Run] = []
-    mixed: dict[int, list[int]] = {}
     last_chunk = chunk_count(target.size_bytes) - 1
     tops, others = _topmost(layers.briefs(between, last_chunk), rank)
-    for chunk, layer_id, brief, row_id in tops.values():
-        state = chunkmap.ABSENT
-        if brief is not None and layer_id in rank:
-            state = read_brief(layer_id, chunk, brief)
-        if state != chunkmap.ABSENT:
-            runs.append((chunk * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES, state))
-        else:
-            mixed[chunk] = [row_id, *others[chunk]]
+    proven = [
+        (layer_id, chunk, brief)
+        for chunk, layer_id, brief, _ in tops.values()
+        if brief is not None and layer_id in rank
+    ]
+    whole = {row[1]: state for row, state in zip(proven, read_briefs(proven), strict=True)}
+    runs: list[Run] = [
+        (chunk * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES, state)
+        for chunk, state in whole.items()
+        if state != chunkmap.ABSENT
+    ]
+    mixed = {
+        chunk: [row[3], *others[chunk]]
+        for chunk, row in tops.items()
+        if whole.get(chunk, chunkmap.ABSENT) == chunkmap.ABSENT
+    }
     if mixed:
         runs += _mixed_runs(layers, mixed, rank, common)
         runs.sort()
@@ -141,4 +147,5 @@ def _extents(runs: list[Run], *, with_zeroes: bool, size_bytes: int) -> list[Ext
         start, end, kind = offset, offset + length, state
     if end and start < size_bytes:
         joined.append((start, min(end, size_bytes), kind))
-    return [Extent(first, stop - first, _KINDS[which]) for first, stop, which in joined]
+    make = Extent._make
+    return [make((first, stop - first, _KINDS[which])) for first, stop, which in joined]

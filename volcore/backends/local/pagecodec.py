@@ -12,6 +12,7 @@ that looking what changed needs neither CRCs nor blobs.
 import struct
 import sys
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,9 @@ from volcore.limits import CHUNK_BLOCKS
 CRCS_BYTES: Final = 4 * CHUNK_BLOCKS
 _UNIFORM: Final = tuple(bytes([state]) * CHUNK_BLOCKS for state in range(chunkmap.ZERO + 1))
 _NO_CRCS: Final = bytes(CRCS_BYTES)
+_PROVEN: Final = struct.Struct("<QQB")
+"""What the checksum of a brief covers: layer, chunk, state."""
+_LOW: Final = (1 << 32) - 1
 
 Row = tuple[int, int, bytes, bytes, int, int | None]
 """(layer_id, chunk_index, states, crcs, checksum, brief)."""
@@ -73,21 +77,22 @@ def decoded(layer_id: int, chunk_index: int, states: bytes, crcs: bytes, checksu
 
 def make_brief(layer_id: int, chunk_index: int, state: int) -> int:
     """Return the brief of a chunk that has one state: that, above a CRC-32C of it and its place."""
-    return state << 32 | crc32c.crc32c(struct.pack("<QQB", layer_id, chunk_index, state))
+    return state << 32 | crc32c.crc32c(_PROVEN.pack(layer_id, chunk_index, state))
 
 
-def read_brief(layer_id: int, chunk_index: int, brief: int) -> int:
-    """Return the state of a chunk that has one.
+def read_briefs(rows: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Return the states of chunks that have one each, by (layer_id, chunk_index, brief).
 
     Raises:
-        IntegrityError: BAD_CHECKSUM, the brief is damaged.
+        IntegrityError: BAD_CHECKSUM, a brief is damaged.
     """
-    state = brief >> 32
-    if not chunkmap.ABSENT <= state <= chunkmap.ZERO or brief != make_brief(
-        layer_id, chunk_index, state
-    ):
-        raise damaged(layer_id, chunk_index)
-    return state
+    proofs = array("I", bytes(4 * len(rows)))
+    packed = b"".join([_PROVEN.pack(layer, at, brief >> 32 & 255) for layer, at, brief in rows])
+    crc32c.crc32c_blocks(packed, _PROVEN.size, proofs)
+    for (layer_id, chunk_index, brief), proof in zip(rows, proofs, strict=True):
+        if brief & _LOW != proof or not chunkmap.ABSENT <= brief >> 32 <= chunkmap.ZERO:
+            raise damaged(layer_id, chunk_index)
+    return [brief >> 32 for _, _, brief in rows]
 
 
 def damaged(layer_id: int, chunk_index: int) -> IntegrityError:
