@@ -1,6 +1,7 @@
 """Snapshots, with a monitor as Ceph comes: a second between two snapshot numbers.
 
 detached  one after the other, of a volume that nobody has open; librbd's on an open image
+deleted   one after the other; until the call returns
 attached  100 volumes that clients have open, all at once
 volume    a volume from a volume; Cinder's create_cloned_volume
 """
@@ -29,6 +30,7 @@ def run(site: Site) -> None:
     rivals.librbd_clone(site, "flat", "open")
     with site.usual_pace():
         _detached(site)
+        _deleted(site)
         _volume(site)
         _attached(site)
 
@@ -63,6 +65,31 @@ def _detached(site: Site) -> None:
     site.figure(
         "snapshot", "snapshot of a detached volume", found["volcore"],
         rival="Cinder's calls", theirs=found["Cinder's calls"],
+    )  # fmt: skip
+
+
+def _deleted(site: Site) -> None:
+    count = site.count(6, 1) + 1
+    names = {who: [site.fresh("s") for _ in range(count)] for who in ("volcore", "remove_snap")}
+    with site.rbd.Image(site.ioctx, "open") as image:
+        for name in names["remove_snap"]:
+            image.create_snap(name)
+        for name in names["volcore"]:
+            site.client.create_snapshot(f"{VOLUMES}/detached/snapshots/{name}")
+        turns = Turns().run(
+            {
+                "volcore": lambda _: site.client.delete_snapshot(
+                    f"{VOLUMES}/detached/snapshots/{names['volcore'].pop()}"
+                ),
+                "remove_snap": lambda _: image.remove_snap(names["remove_snap"].pop()),
+            },
+            rounds=count - 1,
+            warm_up=1,
+        )
+    found = site.lines("delete of a snapshot", turns)
+    site.figure(
+        "snapshot", "delete of a snapshot, acknowledged", found["volcore"],
+        rival="remove_snap", theirs=found["remove_snap"],
     )  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """Deletes are answered at once and done behind that, whatever happens in between."""
 
 import time
+from contextlib import suppress
 
 import pytest
 from rbd_backend.pools import client_counters, options, raw_pool
 
+from volcore.backends.contract import SupportsDiff
 from volcore.backends.memory import MemoryBackend
 from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.lease import PoolLease
@@ -15,9 +17,17 @@ from volcore.database import Database
 from volcore.engine import deletions
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume, SourceRef
-from volcore.errors import ExhaustedError, OperationPendingError, Reason, UnavailableError
+from volcore.errors import (
+    ExhaustedError,
+    NotFoundError,
+    OperationPendingError,
+    PreconditionError,
+    Reason,
+    UnavailableError,
+)
 from volcore.limits import MIB
 from volcore.model.records import Intent, Operation, Phase, Snapshot, SourceKind, Volume
+from volcore.testing.device_contract import fetch, put
 
 SIZE = 8 * MIB
 only_memory = pytest.mark.parametrize("bench", ["memory"], indirect=True)
@@ -147,6 +157,87 @@ def test_a_name_is_free_while_its_volume_is_freed(bench):
     assert bench.pool.list(Intent) == unready(bench) == []
 
 
+@not_joined
+def test_snapshots_are_freed_behind_the_answer(bench):
+    """Goal: a name is free at once, and calls find the storage in order. Method: rotate snapshots.
+
+    Each is deleted as soon as the next is there; what follows at once is a new one of the name, a
+    diff, a revert and a resize.
+    """
+    engine, backend = bench.engine, bench.pool.backend
+    volume = engine.volumes.create("p", blank("v"))
+    previous = engine.snapshots.create("p", "v", "previous")
+    for number in range(1, 4):
+        put(backend, volume.backend_id, number * MIB, bytes([number]) * 4096)
+        present = engine.snapshots.create("p", "v", "present")
+        begun = engine.snapshots.delete("p", "v", "previous")
+        assert (begun.target, begun.subject_id) == (
+            "pools/p/volumes/v/snapshots/previous", previous.id,
+        )  # fmt: skip
+        previous = engine.snapshots.create("p", "v", "previous")
+        put(backend, volume.backend_id, number * MIB, b"lost")
+        if isinstance(backend, SupportsDiff):
+            backend.diff(volume.backend_id, present.backend_id, previous.backend_id)
+        engine.volumes.revert("p", "v", "previous")
+        engine.volumes.resize("p", "v", SIZE + number * 4 * MIB)
+        engine.snapshots.delete("p", "v", "present")
+        assert fetch(backend, volume.backend_id, number * MIB, 4096) == bytes([number]) * 4096
+        assert engine.operations.wait("p", begun.id, 30).phase is Phase.SUCCEEDED
+        assert present.backend_id != previous.backend_id
+    assert engine.deletions.wait(30)
+    assert bench.pool.list(Snapshot) == [previous]
+    assert bench.pool.list(Intent) == unready(bench) == []
+    for left in (present, previous):
+        with (
+            suppress(NotFoundError),
+            backend.open_device(volume.backend_id, left.backend_id, read_only=True),
+        ):
+            assert left is previous
+    engine.volumes.delete("p", "v", force=True)
+    assert engine.deletions.wait(30)
+    assert not list(backend.walk())
+
+
+@not_joined
+def test_a_snapshot_is_freed_by_the_next_start(bench):
+    """Goal: an answer is a promise. Method: nothing follows it; a new server, a clone stays."""
+    engine, backend = bench.engine, bench.pool.backend
+    volume = engine.volumes.create("p", blank("v"))
+    put(backend, volume.backend_id, 0, b"kept")
+    old = engine.snapshots.create("p", "v", "s")
+    ref = SourceRef(kind=SourceKind.SNAPSHOT, key="v/s")
+    clone = engine.volumes.create("p", CreateVolume(name="c", source=ref))
+    engine.deletions.close(5)
+    engine.snapshots.delete("p", "v", "s")
+    assert engine.snapshots.delete("p", "v", "s") is None
+    backend.open_device(volume.backend_id, old.backend_id, read_only=True).close()
+    fresh = engine.snapshots.create("p", "v", "s")
+    again = Engine(EngineSettings(server_id="again"))
+    again.add_pool("p", backend, bench.pool.catalog, None)
+    assert again.deletions.wait(30)
+    with pytest.raises(NotFoundError):
+        backend.open_device(volume.backend_id, old.backend_id, read_only=True)
+    backend.open_device(volume.backend_id, fresh.backend_id, read_only=True).close()
+    assert fetch(backend, clone.backend_id, 0, 4) == b"kept"
+    assert bench.pool.list(Intent) == unready(bench) == []
+    again.close(5)
+
+
+@only_memory
+def test_a_snapshot_that_is_read_stays(bench):
+    """Goal: no reader loses what it reads. Method: delete it with a device open, then closed."""
+    volume = bench.engine.volumes.create("p", blank("v"))
+    snapshot = bench.engine.snapshots.create("p", "v", "s")
+    with bench.pool.backend.open_device(volume.backend_id, snapshot.backend_id, read_only=True):
+        with pytest.raises(PreconditionError) as raised:
+            bench.engine.snapshots.delete("p", "v", "s")
+        assert raised.value.reason is Reason.VOLUME_IN_USE
+        assert bench.pool.list(Snapshot) == [snapshot]
+    with bench.pool.backend.open_device(volume.backend_id, read_only=False):
+        bench.engine.snapshots.delete("p", "v", "s")
+        assert bench.engine.deletions.wait(30)
+
+
 @only_memory
 def test_an_intent_without_its_operation_is_settled(bench):
     """Goal: what older servers left is finished. Method: take the operation away, start again."""
@@ -273,7 +364,7 @@ def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path)
     engine = Engine(EngineSettings(server_id="test"))
     engine.add_pool("p", backend, catalog, None)
     names = [f"v{number}" for number in range(4)]
-    for name in names:
+    for name in [*names, "v9"]:
         engine.volumes.create("p", blank(name))
     engine.deletions.close(5)  # what follows the answer is left to the next start
     counts = []
@@ -284,12 +375,18 @@ def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path)
         engine.volumes.delete("p", name)
         after = client_counters(at)
         counts.append([after[key] - before[key] for key in ("op_r", "op_w")])
+    for number in range(2):
+        engine.snapshots.create("p", "v9", f"s{number}")
+        before = client_counters(at)
+        engine.snapshots.delete("p", "v9", f"s{number}")
+        after = client_counters(at)
+        counts.append([after[key] - before[key] for key in ("op_r", "op_w")])
     again = Engine(EngineSettings(server_id="again"))
     again.add_pool("p", backend, catalog, None)
     assert again.deletions.wait(60)
-    assert [name[:2] for name in sorted(backend.walk())] == names[2:]
+    assert [name[:2] for name in sorted(backend.walk())] == ["v2", "v3", "v9"]
     again.close(5)
     catalog.close()
     backend.close()
-    for some in (counts[:2], counts[2:]):
+    for some in (counts[:2], counts[2:4], counts[4:]):
         assert [min(column) for column in zip(*some, strict=True)] == [1, 1], counts

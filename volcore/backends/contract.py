@@ -215,17 +215,17 @@ class VolumeBackend(ABC):
             PreconditionError: VOLUME_IN_USE, a device is open on it (or a client elsewhere).
         """
 
-    def refuse_if_open(self, volume_id: str) -> None:
+    def refuse_if_open(self, volume_id: str, snapshot_id: str | None = None) -> None:
         """Refuse when this process has a device open on the volume or one of its snapshots.
 
-        Costs no access to the storage, and knows nothing of clients elsewhere. One that does not
-        exist is not open.
+        With `snapshot_id`, only one that is open on that counts. Costs no access to the storage,
+        and knows nothing of clients elsewhere. One that does not exist is not open.
 
         Raises:
             PreconditionError: VOLUME_IN_USE.
             UnavailableError: this server may not change the pool now.
         """
-        del volume_id
+        del volume_id, snapshot_id
 
     @abstractmethod
     def resize(self, volume_id: str, size_bytes: int) -> None:

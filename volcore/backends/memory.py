@@ -92,9 +92,10 @@ class MemoryBackend(VolumeBackend):
             self.refuse_if_open(volume_id)
             del self._volumes[volume_id]
 
-    def refuse_if_open(self, volume_id: str) -> None:
+    def refuse_if_open(self, volume_id: str, snapshot_id: str | None = None) -> None:
         """See `VolumeBackend.refuse_if_open`."""
-        if any(opened == volume_id for opened, _ in list(self._open)):
+        found = [point for opened, point in list(self._open) if opened == volume_id]
+        if found and (snapshot_id is None or snapshot_id in found):
             raise refusals.volume_in_use(volume_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
@@ -157,8 +158,7 @@ class MemoryBackend(VolumeBackend):
         """See `VolumeBackend.delete_snapshot`."""
         with self._lock:
             self._point(volume_id, snapshot_id)
-            if self._open[volume_id, snapshot_id]:
-                raise refusals.volume_in_use(volume_id)
+            self.refuse_if_open(volume_id, snapshot_id)
             del self._volumes[volume_id].snapshots[snapshot_id]
 
     def clone(

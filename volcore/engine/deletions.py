@@ -26,7 +26,7 @@ import structlog
 
 from volcore.catalog.contract import ANYTHING, Change
 from volcore.engine.operations import Operations, Work, draft, ended
-from volcore.engine.pool import Pool, drop, put
+from volcore.engine.pool import Pool, drop, put, storage_lock
 from volcore.errors import ExhaustedError, NotFoundError, Reason, VolcoreError
 from volcore.limits import (
     DELETE_RETRY_S_MAX,
@@ -35,7 +35,7 @@ from volcore.limits import (
     DELETES_KEPT_MAX,
     DELETES_WAITING_MAX,
 )
-from volcore.model.records import Intent, Operation, Phase, Record
+from volcore.model.records import Intent, IntentAction, Operation, Phase, Record
 
 DELETE: Final = "delete"
 _CHARACTERS_MAX: Final = 250
@@ -84,9 +84,9 @@ class Deletions:
         if at.backend.caps.joins_catalog:
             with at.catalog.transaction():
                 at.catalog.commit(gone)
-                at.backend.delete(intent.backend_volume_id)
+                _free(at, intent)
             return None
-        at.backend.refuse_if_open(intent.backend_volume_id)
+        at.backend.refuse_if_open(intent.backend_volume_id, intent.backend_snapshot_id or None)
         self._check_room()
         operation = draft(DELETE, target, intent.subject_id)
         try:
@@ -118,7 +118,7 @@ class Deletions:
     def _check_room(self) -> None:
         if len(self._queue) >= DELETES_WAITING_MAX:
             raise ExhaustedError(
-                f"{DELETES_WAITING_MAX} deleted volumes wait to be freed, the most allowed; "
+                f"{DELETES_WAITING_MAX} deletes wait to be freed, the most allowed; "
                 "repeat the call in a minute",
                 reason=Reason.TOO_MANY_REQUESTS,
                 retryable=True,
@@ -184,8 +184,9 @@ class Deletions:
         work.operation = work.operation.but(phase=Phase.RUNNING, revision=work.operation.revision)
         intent = at.find(Intent, work.subject_id)
         if intent is not None:
-            with suppress(NotFoundError):
-                at.backend.delete(intent.backend_volume_id)
+            lock = storage_lock(intent.backend_volume_id)
+            with at.locks.hold([lock]), suppress(NotFoundError):
+                _free(at, intent)
         stored = at.find(Operation, work.operation.id)
         end = [] if intent is None else [drop(intent)]
         if stored is None or stored.finished:
@@ -225,6 +226,14 @@ class Deletions:
         pause_s = min(waiting.pause_s * 2, DELETE_RETRY_S_MAX)
         due_s = time.monotonic() + waiting.pause_s
         self._enqueue(_Waiting(due_s, next(self._numbers), work, pause_s))
+
+
+def _free(at: Pool, intent: Intent) -> None:
+    """Delete in the backend what the intent names."""
+    if intent.action is IntentAction.DELETE_SNAPSHOT:
+        at.backend.delete_snapshot(intent.backend_volume_id, intent.backend_snapshot_id)
+    else:
+        at.backend.delete(intent.backend_volume_id)
 
 
 def _forget(operation_id: str) -> Change:

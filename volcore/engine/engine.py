@@ -48,7 +48,7 @@ class Engine:
         self.deletions = Deletions(self.operations)
         self.trash = Trash(self.pools, self.deletions)
         self.volumes = Volumes(self.pools, self.operations, self.deletions, self.trash)
-        self.snapshots = Snapshots(self.pools)
+        self.snapshots = Snapshots(self.pools, self.deletions)
         self.group_snapshots = GroupSnapshots(self.pools)
         self.images = Images(self.pools, self.operations, self.deletions, settings.images)
         self.attachments = Attachments(self.pools)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol, TypeVar
@@ -269,6 +270,18 @@ def _bytes(expect: Record | Absent) -> bytes | Absent:
 def volume_lock(name: str) -> str:
     """Return the lock key of a volume and its snapshots and attachments."""
     return f"volume {name!r}"
+
+
+def storage_lock(backend_id: str) -> str:
+    """Return the lock key of a volume's storage, see `undisturbed`."""
+    return f"the storage of volume {backend_id}"
+
+
+def undisturbed(pool: Pool, volume: Volume) -> AbstractContextManager[None]:
+    """Let nothing of the volume be freed behind an answer for the block; its lock is held."""
+    if pool.backend.caps.joins_catalog:
+        return nullcontext()
+    return pool.locks.hold([storage_lock(volume.backend_id)])
 
 
 def group_lock(name: str) -> str:

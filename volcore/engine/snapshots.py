@@ -2,19 +2,21 @@
 
 from functools import partial
 
-from volcore.engine.changes import change, creation, settle_leftover
-from volcore.engine.pool import Pool, drop, now_ns, put, sync_ahead, unchanged, volume_lock
+from volcore.engine.changes import creation, settle_leftover
+from volcore.engine.deletions import Deletions
+from volcore.engine.pool import Pool, now_ns, sync_ahead, unchanged, undisturbed, volume_lock
 from volcore.engine.pools import Pools
 from volcore.errors import Blocker, ConflictError, ExhaustedError, PreconditionError, Reason
 from volcore.model import names
-from volcore.model.records import Intent, IntentAction, Snapshot, State, Volume
+from volcore.model.records import Intent, IntentAction, Operation, Snapshot, State, Volume
 
 
 class Snapshots:
     """Use cases of snapshots; every call may be repeated blindly."""
 
-    def __init__(self, pools: Pools) -> None:
+    def __init__(self, pools: Pools, deletions: Deletions) -> None:
         self._pools = pools
+        self._deletions = deletions
 
     def create(
         self, pool: str, volume: str, name: str, *, labels: dict[str, str] | None = None
@@ -50,7 +52,10 @@ class Snapshots:
             )
             sync_ahead(at, [source])
             intent = partial(_intent, at, snapshot, IntentAction.CREATE_SNAPSHOT)
-            with creation(at, snapshot, intent, check=[unchanged(source)]):
+            with (
+                undisturbed(at, source),
+                creation(at, snapshot, intent, check=[unchanged(source)]),
+            ):
                 at.backend.create_snapshot(source.backend_id, snapshot.backend_id)
             return snapshot
 
@@ -78,11 +83,16 @@ class Snapshots:
             wanted=lambda s: s.state is State.READY,
         )
 
-    def delete(self, pool: str, volume: str, name: str) -> None:
+    def delete(self, pool: str, volume: str, name: str) -> Operation | None:
         """Delete a snapshot; what was made from it keeps working; one that is gone is no error.
 
+        The name is free at return. Returns the operation that frees the space behind that; None
+        when there is nothing left to do.
+
         Raises:
-            PreconditionError: SNAPSHOT_IN_GROUP, naming the group snapshot.
+            PreconditionError: SNAPSHOT_IN_GROUP, naming the group snapshot; VOLUME_IN_USE, this
+                server reads it.
+            ExhaustedError: TOO_MANY_REQUESTS.
         """
         at = self._pools.open(pool)
         names.check_name(volume, field="volume")
@@ -90,12 +100,11 @@ class Snapshots:
         with at.locks.hold([volume_lock(volume)]):
             snapshot = self._existing(at, volume, name)
             if snapshot is None:
-                return
+                return None
             refuse_grouped(at, [snapshot])
-            gone = snapshot.but(state=State.DELETING)
             intent = _intent(at, snapshot, IntentAction.DELETE_SNAPSHOT)
-            with change(at, intent, begin=[put(gone, snapshot)], end=[drop(gone)]):
-                at.backend.delete_snapshot(snapshot.backend_volume_id, snapshot.backend_id)
+            target = f"pools/{pool}/volumes/{volume}/snapshots/{name}"
+            return self._deletions.delete(at, intent, target, [snapshot])
 
     def _existing(self, at: Pool, volume: str, name: str) -> Snapshot | None:
         """Return the ready snapshot, or None; settles what an earlier call left half-done."""

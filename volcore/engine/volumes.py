@@ -9,7 +9,7 @@ from volcore.engine.attachments import attachments_of, in_use
 from volcore.engine.changes import change, settle_leftover, snapshots_of
 from volcore.engine.deletions import Deletions
 from volcore.engine.operations import Operations, Work
-from volcore.engine.pool import Pool, now_ns, put, unchanged, volume_lock
+from volcore.engine.pool import Pool, now_ns, put, unchanged, undisturbed, volume_lock
 from volcore.engine.pools import Pools
 from volcore.engine.snapshots import refuse_grouped
 from volcore.engine.trash import Trash
@@ -179,7 +179,7 @@ class Volumes:
             intent = _intent(at, volume, IntentAction.RESIZE_VOLUME, size_bytes=size_bytes)
             changed = volume.but(size_bytes=size_bytes)
             end = [put(changed, volume)]
-            with change(at, intent, begin=[unchanged(volume)], end=end):
+            with undisturbed(at, volume), change(at, intent, begin=[unchanged(volume)], end=end):
                 at.backend.resize(volume.backend_id, size_bytes)
             return changed
 
@@ -207,7 +207,8 @@ class Volumes:
             )
             changed = volume.but(size_bytes=target.size_bytes)
             end = [put(changed, volume)]
-            with change(at, intent, begin=[unchanged(volume), unchanged(target)], end=end):
+            begin = [unchanged(volume), unchanged(target)]
+            with undisturbed(at, volume), change(at, intent, begin=begin, end=end):
                 backend.revert(volume.backend_id, target.backend_id)
             return changed
 

@@ -113,9 +113,9 @@ class CrashingBackend(VolumeBackend):
         """See `VolumeBackend.delete`."""
         self._change("delete", volume_id)
 
-    def refuse_if_open(self, volume_id: str) -> None:
+    def refuse_if_open(self, volume_id: str, snapshot_id: str | None = None) -> None:
         """See `VolumeBackend.refuse_if_open`."""
-        self._inner.refuse_if_open(volume_id)
+        self._inner.refuse_if_open(volume_id, snapshot_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
         """See `VolumeBackend.resize`."""

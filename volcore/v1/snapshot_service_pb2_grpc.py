@@ -108,10 +108,11 @@ class SnapshotServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSnapshot(self, request, context):
-        """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
+        """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+        its name is free; in an rbd pool an operation (`delete`, with this target) frees its space behind the answer.
 
         Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
-        works on the same volume.
+        works on the same volume; RESOURCE_EXHAUSTED too many deletes wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

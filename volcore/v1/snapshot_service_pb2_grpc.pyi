@@ -59,10 +59,11 @@ class SnapshotServiceStub:
     ABORTED one that does not heal is running, and this one shall.
     """
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_service_pb2.DeleteSnapshotRequest, _snapshot_service_pb2.DeleteSnapshotResponse]
-    """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
+    """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+    its name is free; in an rbd pool an operation (`delete`, with this target) frees its space behind the answer.
 
     Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
-    works on the same volume.
+    works on the same volume; RESOURCE_EXHAUSTED too many deletes wait.
     """
 
 @_typing.type_check_only
@@ -96,10 +97,11 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
     ABORTED one that does not heal is running, and this one shall.
     """
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_service_pb2.DeleteSnapshotRequest, _snapshot_service_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
-    """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
+    """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+    its name is free; in an rbd pool an operation (`delete`, with this target) frees its space behind the answer.
 
     Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
-    works on the same volume.
+    works on the same volume; RESOURCE_EXHAUSTED too many deletes wait.
     """
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -160,10 +162,11 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_service_pb2.DeleteSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_service_pb2.DeleteSnapshotResponse, _abc.Awaitable[_snapshot_service_pb2.DeleteSnapshotResponse]]:
-        """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds.
+        """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
+        its name is free; in an rbd pool an operation (`delete`, with this target) frees its space behind the answer.
 
         Errors: FAILED_PRECONDITION it is part of a group snapshot (the details name it), or being read; ABORTED another call
-        works on the same volume.
+        works on the same volume; RESOURCE_EXHAUSTED too many deletes wait.
         """
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -139,9 +139,10 @@ class LocalBackend(VolumeBackend):
             self._layers.delete_volume(volume_id)
             self._free(point.layer_id, *frozen)
 
-    def refuse_if_open(self, volume_id: str) -> None:
+    def refuse_if_open(self, volume_id: str, snapshot_id: str | None = None) -> None:
         """See `VolumeBackend.refuse_if_open`."""
-        if any(opened == volume_id for opened, _ in list(self._open)):
+        found = [point for opened, point in list(self._open) if opened == volume_id]
+        if found and (snapshot_id is None or snapshot_id in found):
             raise refusals.volume_in_use(volume_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
@@ -258,8 +259,7 @@ class LocalBackend(VolumeBackend):
         """See `VolumeBackend.delete_snapshot`."""
         with self._database.transaction():
             point = self._point(volume_id, snapshot_id)
-            if (volume_id, snapshot_id) in self._open:
-                raise refusals.volume_in_use(volume_id)
+            self.refuse_if_open(volume_id, snapshot_id)
             self._layers.delete_snapshot(volume_id, snapshot_id)
             self._free(point.layer_id)
 

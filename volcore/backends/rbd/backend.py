@@ -160,9 +160,14 @@ class RbdBackend(VolumeBackend):
             session.direct.forget(volume_id)
         session.reaper.reap_quietly(entry.image_id)
 
-    def refuse_if_open(self, volume_id: str) -> None:
+    def refuse_if_open(self, volume_id: str, snapshot_id: str | None = None) -> None:
         """See `VolumeBackend.refuse_if_open`."""
-        if self._changing().handles.has_any_device(volume_id):
+        handles = self._changing().handles
+        if snapshot_id is None:
+            is_open = handles.has_any_device(volume_id)
+        else:
+            is_open = handles.has_device(volume_id, snapshot_id)
+        if is_open:
             raise volume_in_use(volume_id)
 
     def resize(self, volume_id: str, size_bytes: int) -> None:
@@ -207,8 +212,7 @@ class RbdBackend(VolumeBackend):
         """See `VolumeBackend.delete_snapshot`."""
         session = self._changing()
         entry = clones.existing(session, volume_id)
-        if session.handles.has_device(volume_id, snapshot_id):
-            raise volume_in_use(volume_id)
+        self.refuse_if_open(volume_id, snapshot_id)
         with (
             session.handles.image(volume_id, entry.image_id) as image,
             translated(
