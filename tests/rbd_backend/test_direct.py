@@ -370,6 +370,36 @@ def test_a_proof_cut_short_leaves_nothing(ceph_cluster, ceph_pool, monkeypatch):
         assert leftovers(ceph_cluster, ceph_pool) == set()
 
 
+@pytest.mark.parametrize("count", [1, 3])  # 0 to 4 hold as well, at 5 s each
+def test_a_proof_killed_between_its_writes(ceph_cluster, ceph_pool, monkeypatch, count):
+    """Goal: the next proof is not in the way of itself. Method: some writes of a clone, then none.
+
+    As when the server dies between the two waves, or within the second.
+    """
+    import rbd
+
+    from volcore.backends.rbd.direct.proof import Proof, StoppedError
+
+    def write(self, plan, *more):
+        features = self._features | wire.OPERATIONS
+        for one in [listing([plan]), *plan.image(self._ioctx, parent_features=features)][:count]:
+            assert not any(self._waves.run([one]))
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Proof, "clean_up", lambda self: None)
+        patch.setattr(Proof, "_write", write)
+        with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+            backend.wait_for_short_path()
+            backend._session().directory.set_proving(True)
+    with opened(ceph_cluster, ceph_pool, direct=True) as backend:
+        state = backend.wait_for_short_path()
+        assert state.state is ShortPathState.ON, state.detail
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        assert not rbd.RBD().list(ioctx)
+
+
 def test_undone_beside_a_deleted_snapshot(direct):
     """Goal: a deleted snapshot does not outlast its clones. Method: delete it, then recover."""
     first, second = writes_of(direct, "c")
