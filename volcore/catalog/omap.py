@@ -102,9 +102,10 @@ class OmapCatalog(Catalog):
     def _culprit(self, changes: Sequence[Change]) -> Change:
         """Return the line that fails now; the first with an expectation if all hold by now."""
         guarded = [change for change in changes if not isinstance(change.expect, Anything)]
-        for change in guarded:
+        found, _ = self.gather([(change.kind, change.key) for change in guarded], [])
+        for change, present in zip(guarded, found, strict=True):
             wanted = None if isinstance(change.expect, Absent) else change.expect
-            if self.find(change.kind, change.key) != wanted:
+            if present != wanted:
                 return change
         return guarded[0]
 

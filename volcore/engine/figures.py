@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from volcore.catalog.contract import Catalog, Change, Gathered
+from volcore.engine.lately import Lately
 from volcore.errors import BackendIOError, UnavailableError, VolcoreError
 from volcore.model.records import Image, Kind, State, TrashedVolume, Volume
 
@@ -45,10 +46,15 @@ class Figures:
 
 
 class CountedCatalog(Catalog):
-    """A catalog that knows its figures; all else is done by the one below. Any thread."""
+    """A catalog that knows its figures, and what it has seen; all else is done by the one below.
+
+    Concurrency: any thread.
+    """
 
     def __init__(self, below: Catalog) -> None:
         """Count nothing until somebody asks."""
+        self.lately = Lately()
+        """Of what was gathered, and changed outside of transactions."""
         self._catalog = below
         self._joined = _Joined()
         self._counting = threading.Lock()
@@ -88,7 +94,10 @@ class CountedCatalog(Catalog):
         self, keys: Sequence[tuple[Kind, str]], prefixes: Sequence[tuple[Kind, str]]
     ) -> Gathered:
         """See `Catalog.gather`."""
-        return self._catalog.gather(keys, prefixes)
+        found = self._catalog.gather(keys, prefixes)
+        for (kind, key), raw in zip(keys, found[0], strict=True):
+            self.lately.saw(kind, key, raw)
+        return found
 
     def list(
         self, kind: Kind, *, prefix: str = "", after: str = "", limit: int = 1000
@@ -106,6 +115,7 @@ class CountedCatalog(Catalog):
             self._catalog.commit(changes)
         except BaseException as err:
             self._forget_after(err)
+            self.lately.follow_after(err, changes)
             raise
         lines: list[_Line] = [
             (change.kind, change.key, change.value)
@@ -115,6 +125,7 @@ class CountedCatalog(Catalog):
         joined = self._joined.lines
         if joined is None:
             self._follow(lines)
+            self.lately.follow(changes)
         else:
             joined += lines
 

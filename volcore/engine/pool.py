@@ -122,6 +122,12 @@ class Pool:
             for place, raw in zip(places, raws, strict=True)
         }
 
+    def lately(self, record: type[R], key: str) -> R | None:
+        """Return an image or a snapshot that was READY when last seen; a commit must check it."""
+        raw = self.catalog.lately.source(record.KIND, key)
+        found: R | None = None if raw is None else _decoded(record, raw)  # type: ignore[arg-type]
+        return found if getattr(found, "state", None) is State.READY else None
+
     def list(
         self,
         record: type[R],

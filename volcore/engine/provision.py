@@ -29,6 +29,8 @@ from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import (
     ConflictError,
     InvalidArgumentError,
+    NotFoundError,
+    OperationPendingError,
     OutOfRangeError,
     Reason,
     VolcoreError,
@@ -80,7 +82,8 @@ def deploy(
             reason=Reason.BAD_FIELD,
             field="volume_ids",
         )
-    if not pool.stock.has(names.check_name(image, field="image")):
+    names.check_name(image, field="image")
+    if not pool.stock.has(image) and pool.lately(Image, image) is None:
         pool.image(image)
     source = SourceRef(kind=SourceKind.IMAGE, key=image)
     requests = [
@@ -105,8 +108,10 @@ def make(pool: Pool, requests: Sequence[CreateVolume]) -> list[Volume | VolcoreE
     if todo:
         exclusive = [volume_lock(request.name) for request in todo]
         with pool.locks.hold(exclusive, _source_locks(todo[0].source)):
-            results |= _claim(pool, todo)
-            todo = [request for request in todo if request.name not in results]
+            for attempt in (_claim, _make_unseen):
+                if todo and not pool.catalog.lately.any_taken([one.name for one in todo]):
+                    results |= attempt(pool, todo)
+                    todo = [request for request in todo if request.name not in results]
             if todo:
                 _make_locked(pool, todo, results)
     return [results[request.name] for request in requests]
@@ -132,6 +137,31 @@ def _claim(pool: Pool, requests: Sequence[CreateVolume]) -> Mapping[str, Volume 
     return {volume.name: volume for volume in volumes or ()}
 
 
+def _make_unseen(
+    pool: Pool, requests: Sequence[CreateVolume]
+) -> Mapping[str, Volume | VolcoreError]:
+    """Make volumes without a look at the catalog, of a source that was seen lately.
+
+    The commit of the intents checks that there is nothing of their names, and that the source has
+    not changed. Returns nothing when that does not hold, or the source is not known: then nothing
+    was made, and `_make_locked` looks.
+    """
+    source = requests[0].source
+    if source is None or source.kind is SourceKind.VOLUME or pool.backend.caps.joins_catalog:
+        return {}
+    found = pool.lately(_SOURCES[source.kind], source.key)
+    assert isinstance(found, SourceRecord)
+    if found is None:
+        return {}
+    try:
+        planned = [_plan(request, found) for request in requests]
+        outcomes = _make_combined(pool, planned, found)
+    except (NotFoundError, OperationPendingError, OutOfRangeError):
+        return {}
+    _note_missed(pool, found, planned)
+    return {volume.name: outcome for volume, outcome in zip(planned, outcomes, strict=True)}
+
+
 def _make_locked(
     pool: Pool, requests: Sequence[CreateVolume], results: dict[str, Volume | VolcoreError]
 ) -> None:
@@ -152,15 +182,19 @@ def _make_locked(
             results[request.name] = err
     if not planned:
         return
-    image = found_source[0]
-    if isinstance(image, Image):
-        for size_bytes, count in Counter(volume.size_bytes for volume in planned).items():
-            pool.stock.missed(image, size_bytes, count)
+    _note_missed(pool, found_source[0], planned)
     try:
         outcomes = _make_combined(pool, planned, found_source[0])
         results |= {volume.name: out for volume, out in zip(planned, outcomes, strict=True)}
     except VolcoreError as err:
         results |= {volume.name: err for volume in planned}
+
+
+def _note_missed(pool: Pool, source: SourceRecord, planned: Sequence[Volume]) -> None:
+    """Tell the stock which clones of an image it did not have."""
+    if isinstance(source, Image):
+        for size_bytes, count in Counter(volume.size_bytes for volume in planned).items():
+            pool.stock.missed(source, size_bytes, count)
 
 
 def _make_combined(

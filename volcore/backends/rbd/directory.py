@@ -108,6 +108,14 @@ class Directory:
         puts = {_VOLUME + volume_id: _encode_link(link) for volume_id, link in links.items()}
         self._omap.fill(op, expect=dict.fromkeys(puts), puts=puts)
 
+    def unreserving(self, op: Any, links: Mapping[str, Link]) -> None:
+        """Put the deletion of the rows of `reserving` into a write operation.
+
+        It fails with ECANCELED, and changes nothing, unless all are there.
+        """
+        rows = {_VOLUME + volume_id: _encode_link(link) for volume_id, link in links.items()}
+        self._omap.fill(op, expect=rows, removals=rows)
+
     def completing(self, op: Any, links: Mapping[str, Link]) -> None:
         """Put the rows of direct clones that are whole into a write operation."""
         rows = {

@@ -15,6 +15,7 @@ from volcore.backends.rbd.direct.plan import (
     listing,
     new_image_id,
     trashing,
+    unlisting,
 )
 from volcore.backends.rbd.direct.recovery import DirectRecovery
 from volcore.backends.rbd.direct.snapshotter import Outcome
@@ -249,11 +250,11 @@ class Cloner:
         def fill(op: Any) -> None:
             self._directory.reserving(op, links)
 
-        writes = [Write(OBJECT_NAME, fill), listing(list(plans))]
+        writes = [Write(OBJECT_NAME, fill), listing(plans)]
         try:
             codes = self._waves.run(writes, beside=reserve)
         except VolcoreError:
-            self._take_back(plans)
+            self._take_back_together(plans)
             raise
         bad = [code for code in codes if code < 0]
         if not bad:
@@ -267,6 +268,16 @@ class Cloner:
                 else _error(bad[0], plans[0])
             )
         return False
+
+    def _take_back_together(self, plans: Sequence[Plan]) -> None:
+        """Delete the names of all plans in one wave if all were written, else one by one."""
+        links = {plan.volume_id: plan.link for plan in plans}
+
+        def unfill(op: Any) -> None:
+            self._directory.unreserving(op, links)
+
+        if any(self._waves.run([Write(OBJECT_NAME, unfill), unlisting(plans)])):
+            self._take_back(plans)
 
     def _take_back(self, plans: Sequence[Plan], *, row: int = 1, entry: int = 1) -> None:
         """Delete those names of plans that were written; 1 for a code: not known."""

@@ -11,6 +11,7 @@ what a crash leaves is what the row says or less.
 import hashlib
 import secrets
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -104,13 +105,20 @@ def naming(name: str, image_id: str) -> Write:
     return Write(id_object(name), fill)
 
 
-def listing(plans: list[Plan]) -> Write:
+def listing(plans: Sequence[Plan]) -> Write:
     """Return the entries of all clones in librbd's list of images; all or none."""
+    return _directory_entries(plans, "dir_add_image")
 
+
+def unlisting(plans: Sequence[Plan]) -> Write:
+    """Return the deletion of these entries; all or none, ENOENT or ESTALE if one is not there."""
+    return _directory_entries(plans, "dir_remove_image")
+
+
+def _directory_entries(plans: Sequence[Plan], method: str) -> Write:
     def fill(op: Any) -> None:
         for plan in plans:
-            body = wire.directory_entry(plan.volume_id, plan.link.image_id)
-            op.execute("rbd", "dir_add_image", body)
+            op.execute("rbd", method, wire.directory_entry(plan.volume_id, plan.link.image_id))
 
     return Write(DIRECTORY_OBJECT, fill)
 

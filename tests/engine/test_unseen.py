@@ -1,0 +1,145 @@
+"""Clones of a source seen lately are what they would be of one that is looked at."""
+
+from collections.abc import Callable
+
+import pytest
+
+from engine.conftest import Bench
+from volcore.engine.engine import Engine, EngineSettings
+from volcore.engine.lately import NAMES_MAX, SOURCES_MAX, Lately
+from volcore.engine.pool import put
+from volcore.engine.views import CreateVolume, SourceRef
+from volcore.errors import VolcoreError
+from volcore.limits import MIB
+from volcore.model import names
+from volcore.model.records import (
+    Image,
+    Intent,
+    IntentAction,
+    Kind,
+    Snapshot,
+    SourceKind,
+    State,
+    Volume,
+)
+
+SIZE = 8 * MIB
+SOURCES = {SourceKind.IMAGE: "gold", SourceKind.SNAPSHOT: "src/s"}
+
+
+def clone(engine: Engine, kind: SourceKind, name: str, size_bytes: int = 0) -> object:
+    """Make one; return what is to be compared, of an error too."""
+    source = SourceRef(kind=kind, key=SOURCES[kind])
+    request = CreateVolume(name=name, source=source, size_bytes=size_bytes)
+    try:
+        made = engine.volumes.create("p", request)
+    except VolcoreError as err:
+        return type(err), err.reason, err.message.replace(repr(name), "*"), err.retryable
+    assert made.source is not None
+    return made.source, made.size_bytes, made.labels
+
+
+def answers(engine: Engine, kind: SourceKind, end: str = "") -> list[object]:
+    """To some requests, one of them repeated and one of them wrong."""
+    wanted = (("new", 0), ("new", 0), ("large", 3 * SIZE), ("small", SIZE // 2))
+    return [clone(engine, kind, name + end, size_bytes) for name, size_bytes in wanted]
+
+
+def prepare(engine: Engine) -> None:
+    engine.volumes.create("p", CreateVolume(name="src", size_bytes=SIZE))
+    engine.snapshots.create("p", "src", "s")
+    engine.images.publish("p", "gold", "src", "s")
+
+
+def relabel(bench: Bench, other: Engine) -> None:
+    for record in (bench.pool.image("gold"), bench.pool.snapshot("src", "s")):
+        at = other.pools.open("p")
+        at.catalog.commit([put(record.but(labels={"k": "v"}), record)])
+
+
+def delete(bench: Bench, other: Engine) -> None:
+    other.images.delete("p", "gold")
+    other.snapshots.delete("p", "src", "s")
+    assert other.deletions.wait(60)
+
+
+def replace(bench: Bench, other: Engine) -> None:
+    delete(bench, other)
+    other.volumes.resize("p", "src", 2 * SIZE)
+    other.snapshots.create("p", "src", "s")
+    other.images.publish("p", "gold", "src", "s")
+
+
+def take(bench: Bench, other: Engine) -> None:
+    for name in ("new", "large"):
+        other.volumes.create("p", CreateVolume(name=name, size_bytes=SIZE))
+
+
+def leave(bench: Bench, other: Engine) -> None:
+    """What a server leaves that dies while it makes the volumes."""
+    for name in ("new", "large"):
+        record_id = names.new_id()
+        volume = Volume(
+            name=name,
+            id=record_id,
+            backend_id=names.backend_id(name, record_id),
+            size_bytes=SIZE,
+            state=State.CREATING,
+            create_time_ns=1,
+        )
+        intent = Intent(
+            id=record_id,
+            action=IntentAction.CREATE_VOLUME,
+            subject_key=volume.key,
+            subject_id=record_id,
+            backend_volume_id=volume.backend_id,
+            owner="dead",
+            create_time_ns=1,
+        )
+        other.pools.open("p").catalog.commit([put(volume), put(intent)])
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("meanwhile", [None, relabel, delete, replace, take, leave])
+def test_as_if_looked_at(
+    bench: Bench, kind: SourceKind, meanwhile: Callable[[Bench, Engine], None] | None
+) -> None:
+    """Goal: a stale memory changes no answer. Method: another server changes what this one knows.
+
+    A third server, which knows nothing, says what the answers should be.
+    """
+    engine, at = bench.engine, bench.pool
+    prepare(engine)
+    clone(engine, kind, "first")
+    record = {SourceKind.IMAGE: Image, SourceKind.SNAPSHOT: Snapshot}[kind]
+    joins = at.backend.caps.joins_catalog
+    assert joins or at.lately(record, SOURCES[kind]) is not None
+    other, third = (Engine(EngineSettings(server_id=name)) for name in ("other", "third"))
+    for server in (other, third):
+        server.add_pool("p", at.backend, at.catalog._catalog, None)
+    if meanwhile is not None:
+        meanwhile(bench, other)
+    stale = answers(engine, kind)
+    assert stale == answers(third, kind, "" if meanwhile is take else "2")
+    assert at.list(Intent) == []
+    listed = {volume.backend_id for volume in at.list(Volume)}
+    listed |= {image.backend_volume_id for image in at.list(Image)}
+    assert set(at.backend.walk()) == listed
+    for server in (other, third):
+        server.close(5)
+
+
+def test_bounded() -> None:
+    """Goal: memory ends somewhere. Method: more than fits; the eldest is forgotten."""
+    lately = Lately()
+    for number in range(SOURCES_MAX + 1):
+        lately.saw(Kind.IMAGE, str(number), b"x")
+    assert lately.source(Kind.IMAGE, "0") is None
+    assert lately.source(Kind.IMAGE, str(SOURCES_MAX)) == b"x"
+    for number in range(NAMES_MAX + 1):
+        lately.saw(Kind.VOLUME, str(number), b"x")
+    assert not lately.any_taken(["0"])
+    assert lately.any_taken(["0", "1"])
+    lately.saw(Kind.VOLUME, "1", None)
+    assert not lately.any_taken(["0", "1"])
+    assert lately.source(Kind.VOLUME, "2") is None
