@@ -18,7 +18,7 @@ from rbd_backend.pools import (
 )
 from rbd_backend.test_pool import ceph_cluster_command
 from volcore.backends.contract import ShortPathState
-from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct import finishing, wire
 from volcore.backends.rbd.direct.plan import header_object, listing
 from volcore.backends.rbd.direct.waves import Write
 from volcore.backends.rbd.directory import OBJECT_NAME
@@ -66,8 +66,9 @@ def subsets(things):
     )
 
 
-def test_rounds(direct):
+def test_rounds(direct, monkeypatch):
     """Goal: two rounds for a clone, and for a batch. Method: count waves and writes."""
+    monkeypatch.setattr(finishing, "DELAY_S", 60)
     waves = direct._session().direct.waves
     direct.clone("gold", "s", "first", SIZE)
     for targets in ({"one": SIZE}, {"larger": 3 * SIZE}, {f"m{n}": SIZE for n in range(64)}):
@@ -75,7 +76,43 @@ def test_rounds(direct):
         assert direct.clone_many("gold", "s", targets) == {}
         count = len(targets)
         assert waves.wave_count - before[0] == 2
-        assert waves.write_count - before[1] == 2 + 4 * count + 1
+        assert waves.write_count - before[1] == 2 + 4 * count, "last rows go with the next names"
+    before = waves.write_count
+    direct._session().direct.flush()
+    assert waves.write_count - before == 1
+
+
+def test_last_rows(direct, monkeypatch):
+    """Goal: each is written once, and never after a delete. Method: refuse what they go with."""
+    session = direct._session()
+
+    def whole(name: str) -> bool:
+        return bool(session.directory.find(name).image_id)
+
+    direct.clone("gold", "s", "alone", SIZE)
+    while not whole("alone"):
+        time.sleep(finishing.DELAY_S / 5)
+    monkeypatch.setattr(finishing, "DELAY_S", 60)
+    for name in ("a", "b", "c"):
+        direct.clone("gold", "s", name, SIZE)
+    assert whole("a")
+    direct.delete("a")
+    assert not whole("c")
+    session.directory.reserve("taken", "")
+    for targets in ({"taken": SIZE}, {"taken": SIZE, "d": SIZE}):
+        failed = direct.clone_many("gold", "s", targets)
+        assert failed.keys() == {"taken"}
+    assert whole("c"), "they went with d"
+    direct.clone("gold", "s", "e", SIZE)
+    direct.delete("e")
+    direct.delete("c")
+    direct.clone("gold", "s", "f", SIZE)
+    session.direct.flush()
+    session.directory.forget("taken")
+    assert {one.volume_id for one in session.directory.walk() if one.image_id} == {
+        "gold", "alone", "b", "d", "f",
+    }  # fmt: skip
+    assert all(one.image_id for one in session.directory.walk())
 
 
 def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from volcore import limits
 from volcore.backends.contract import (
     BlockDevice,
+    SupportsCloneMany,
     SupportsLookFor,
     SupportsSyncAhead,
     VolumeBackend,
@@ -98,12 +99,17 @@ class Pool:
     looks_for: SupportsLookFor | None = field(init=False)
     """The backend, if others can reach its volumes and it can look for them."""
 
+    clones_many: SupportsCloneMany | None = field(init=False)
+    """The backend, if it can."""
+
     def __post_init__(self) -> None:
         """Look at the backend once."""
         able = self.backend if isinstance(self.backend, SupportsSyncAhead) else None
         object.__setattr__(self, "syncs_ahead", able)
         looks = self.backend if isinstance(self.backend, SupportsLookFor) else None
         object.__setattr__(self, "looks_for", looks)
+        many = self.backend if isinstance(self.backend, SupportsCloneMany) else None
+        object.__setattr__(self, "clones_many", many)
 
     def find(self, record: type[R], key: str, known: Known | None = None) -> R | None:
         """Return the record, whatever its state, or None; as `known` says, if it does."""

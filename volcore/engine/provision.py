@@ -257,8 +257,8 @@ def _act_on_all(
             return err
         return volume
 
-    if isinstance(pool.backend, SupportsCloneMany) and isinstance(source, Image | Snapshot):
-        return _clone_many(pool.backend, planned, source, begin)
+    if pool.clones_many is not None and isinstance(source, Image | Snapshot):
+        return _clone_many(pool.clones_many, planned, source, begin)
     begin()
     if len(planned) == 1:
         return [act(planned[0])]

@@ -19,7 +19,6 @@ from typing import Final
 
 import structlog
 
-from volcore.backends.contract import SupportsCloneMany
 from volcore.engine.pool import Pool, drop, now_ns, put, unchanged
 from volcore.engine.pools import Pools
 from volcore.engine.stock import Shortage, Taken, ids
@@ -67,9 +66,13 @@ def claim(
         for volume, clone in zip(plan(taken.image), taken.clones, strict=True)
     ]
     end = [*map(put, volumes), unchanged(taken.image), *map(drop, taken.clones)]
-    looked = _look_for(pool, ids(taken.clones))
+    looks: list[Callable[[], set[str]]] = []
+
+    def look() -> None:
+        looks.append(_look_for(pool, ids(taken.clones)))
+
     try:
-        pool.catalog.commit(end)
+        pool.catalog.commit_beside(end, look)
     except OperationPendingError as err:
         _keep(pool, taken, err)
         return None
@@ -77,7 +80,7 @@ def claim(
         pool.stock.doubt(taken.clones)
         raise
     finally:
-        gone = looked()
+        gone = {name for looked in looks for name in looked()}
     if gone:
         _take_back(pool, [v for v in volumes if v.backend_id in gone], taken.clones)
     return [volume for volume in volumes if volume.backend_id not in gone]
@@ -292,14 +295,14 @@ def _clone(
     pool: Pool, image: Image, targets: Mapping[str, int], begin: Callable[[], None]
 ) -> dict[str, VolcoreError]:
     """Make clones; return the errors of those that failed."""
-    backend, source = pool.backend, (image.backend_volume_id, image.backend_snapshot_id)
-    if isinstance(backend, SupportsCloneMany):
-        return backend.clone_many(*source, targets, reserve=begin)
+    source = image.backend_volume_id, image.backend_snapshot_id
+    if pool.clones_many is not None:
+        return pool.clones_many.clone_many(*source, targets, reserve=begin)
     begin()
     failed: dict[str, VolcoreError] = {}
     for target_id, size_bytes in targets.items():
         try:
-            backend.clone(*source, target_id, size_bytes)
+            pool.backend.clone(*source, target_id, size_bytes)
         except VolcoreError as err:
             failed[target_id] = err
     return failed

@@ -1,7 +1,6 @@
 """Making direct clones, one or many of a snapshot at once, in two waves whatever their number."""
 
 import errno
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -9,6 +8,7 @@ from typing import Any, Final
 from volcore.backends.contract import no_reserve
 from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
+from volcore.backends.rbd.direct.finishing import Finisher
 from volcore.backends.rbd.direct.plan import (
     IMAGE_WRITES,
     Plan,
@@ -19,7 +19,7 @@ from volcore.backends.rbd.direct.plan import (
 )
 from volcore.backends.rbd.direct.recovery import DirectRecovery
 from volcore.backends.rbd.direct.snapshotter import Outcome
-from volcore.backends.rbd.direct.waves import Pending, Waves, Write
+from volcore.backends.rbd.direct.waves import Waves, Write
 from volcore.backends.rbd.directory import OBJECT_NAME, Directory, Link
 from volcore.backends.rbd.errmap import error_of_code
 from volcore.backends.refusals import depth_limit, id_taken, shrink_refused, snapshot_missing
@@ -71,6 +71,7 @@ class Cloner:
         directory: Directory,
         recovery: DirectRecovery,
         facts: FactsCache,
+        finisher: Finisher,
         *,
         order: int,
         features: int,
@@ -79,11 +80,10 @@ class Cloner:
         self._directory = directory
         self._recovery = recovery
         self._facts = facts
+        self._finisher = finisher
         self._order = order
         self._features = features
         self._pool_id = int(waves.ioctx.get_pool_id())
-        self._lock = threading.Lock()
-        self._finishing: dict[str, Pending] = {}
 
     def clone(
         self,
@@ -95,7 +95,7 @@ class Cloner:
         """Make a clone for each (volume id: size in bytes); return the errors of those that failed.
 
         What failed has left nothing, unless the cluster did not answer. Durability: at return all
-        is on the OSDs but the word "complete" in the clones' rows, which is under way; a crash
+        is on the OSDs but the word "complete" in the clones' rows, which follows; a crash
         before it lets recovery find the clones whole. `reserve` runs beside wave 1.
 
         Raises:
@@ -157,25 +157,8 @@ class Cloner:
         (code,) = self._waves.run([trashing(plan.link.parent_id, plan.link.snap)])
         if code:
             raise self._failure(source, plan, [code, 0, 0, 0])
-        self._finish([plan])
+        self._finisher.add({volume_id: plan.link})
         return True
-
-    def settled(self, volume_id: str) -> None:
-        """Return when no write to the row of that volume is under way."""
-        with self._lock:
-            pending = self._finishing.get(volume_id)
-        if pending is not None:
-            pending.wait()  # what it failed to write, whoever reads the row will settle
-            with self._lock:
-                if self._finishing.get(volume_id) is pending:
-                    del self._finishing[volume_id]
-
-    def flush(self) -> None:
-        """Return when no write to any row is under way."""
-        with self._lock:
-            volume_ids = list(self._finishing)
-        for volume_id in volume_ids:
-            self.settled(volume_id)
 
     def _plan(self, facts: Facts, volume_id: str, size_bytes: int, *, hidden: bool = False) -> Plan:
         """Return what to write for one clone."""
@@ -198,7 +181,6 @@ class Cloner:
         self, source: Source, facts: Facts, plans: list[Plan], failed: dict[str, VolcoreError]
     ) -> Facts:
         """Make clones; add to `failed`; return the facts as they are afterwards."""
-        self._reap_finished()
         if not plans:
             return facts
         writes: list[Write] = []
@@ -214,7 +196,8 @@ class Cloner:
                 continue
             stale = stale or four[2] in (-errno.ECANCELED, -errno.ENOENT)
             failed[plan.volume_id] = self._failure(source, plan, four)
-        self._finish(done)
+        if done:
+            self._finisher.add({plan.volume_id: plan.link for plan in done})
         if stale:
             self._facts.forget(source.volume_id)
             if not done and codes[2] == -errno.ECANCELED:
@@ -250,15 +233,17 @@ class Cloner:
         def fill(op: Any) -> None:
             self._directory.reserving(op, links)
 
-        writes = [Write(OBJECT_NAME, fill), listing(plans)]
         try:
-            codes = self._waves.run(writes, beside=reserve)
+            row = self._finisher.send(fill)
+            codes = self._waves.run([listing(plans)], beside=reserve, sent=[row])
         except VolcoreError:
             self._take_back_together(plans)
             raise
         bad = [code for code in codes if code < 0]
         if not bad:
             return True
+        if codes[0] < 0:
+            self._finisher.refused(row)
         if not any(code in _UNKNOWN for code in bad):
             self._take_back(plans, row=codes[0], entry=codes[1])
         if failed is not None:
@@ -307,26 +292,6 @@ class Cloner:
                 retryable=True,
             )
         return _error(bad[0], plan)
-
-    def _finish(self, plans: Sequence[Plan]) -> None:
-        """Start the write behind the answer."""
-        if not plans:
-            return
-        links = {plan.volume_id: plan.link for plan in plans}
-
-        def complete(op: Any) -> None:
-            self._directory.completing(op, links)
-
-        with self._lock:
-            pending = self._waves.send(Write(OBJECT_NAME, complete))
-            self._finishing |= dict.fromkeys(links, pending)
-
-    def _reap_finished(self) -> None:
-        """Forget the writes behind earlier answers that have ended."""
-        with self._lock:
-            ended = [key for key, pending in self._finishing.items() if pending.is_done]
-            for volume_id in ended:
-                del self._finishing[volume_id]
 
 
 def _error(code: int, plan: Plan) -> VolcoreError:

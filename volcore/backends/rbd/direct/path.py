@@ -9,6 +9,7 @@ from volcore.backends.contract import ShortPath, ShortPathState
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.direct.cloner import Cloner, Source, StaleFactsError
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
+from volcore.backends.rbd.direct.finishing import Finisher
 from volcore.backends.rbd.direct.proof import Proof, StoppedError, proof_key
 from volcore.backends.rbd.direct.recovery import DirectRecovery
 from volcore.backends.rbd.direct.snapshotter import Outcome, Snapshotter
@@ -45,8 +46,15 @@ class DirectPath:
         self.recovery = DirectRecovery(self.waves, headers, directory)
         self._facts = FactsCache(ioctx, headers, find, features)
         self._order, self._features = order, features
+        self._finisher = Finisher(self.waves, directory)
         self._cloner = Cloner(
-            self.waves, directory, self.recovery, self._facts, order=order, features=features
+            self.waves,
+            directory,
+            self.recovery,
+            self._facts,
+            self._finisher,
+            order=order,
+            features=features,
         )
         self._stock = Stock(ioctx, directory)
         self._snapshotter = Snapshotter(self.waves, directory, headers, self._stock, features)
@@ -96,6 +104,7 @@ class DirectPath:
             self._thread.join()
         self._stock.close()
         self.flush()
+        self._finisher.close()
 
     def snapshot(self, volume_id: str, image_id: str, snapshot_id: str) -> Outcome:
         """Make a snapshot of a volume that is closed in this process; see `Snapshotter.create`."""
@@ -175,12 +184,12 @@ class DirectPath:
         return None
 
     def settled(self, volume_id: str) -> None:
-        """Return when no write to the row of that volume is under way."""
-        self._cloner.settled(volume_id)
+        """Return when no write to the row of that volume will come or is under way."""
+        self._finisher.settled(volume_id)
 
     def flush(self) -> None:
         """Return when no write behind an answer is under way."""
-        self._cloner.flush()
+        self._finisher.flush()
         self._snapshotter.flush()
 
     def forget(self, volume_id: str) -> None:

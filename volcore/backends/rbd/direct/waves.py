@@ -117,18 +117,24 @@ class Waves:
             raise error_of(err, f"ask {name}") from err
 
     def run(
-        self, writes: Sequence[Write], *, beside: Callable[[], None] | None = None
+        self,
+        writes: Sequence[Write],
+        *,
+        beside: Callable[[], None] | None = None,
+        sent: Sequence[Pending] = (),
     ) -> list[int]:
-        """Send all, wait for all; return 0 or the negative errno of each.
+        """Send all, wait for all; return 0 or the negative errno of each, first of those `sent`.
 
         `beside` is called in between; what it raises is raised when all writes have ended.
         """
-        pending = [self.send(write) for write in writes]
+        pending = [*sent, *(self.send(write) for write in writes)]
         try:
             if beside is not None:
                 beside()
         finally:
-            codes = [one.wait() for one in pending]
+            for one in reversed(pending):  # the last to end wakes this thread, not each
+                one.wait()
+        codes = [one.wait() for one in pending]
         with self._lock:
             self.wave_count += 1
         return codes
