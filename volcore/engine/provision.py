@@ -12,6 +12,7 @@ from typing import Final
 
 from volcore import limits
 from volcore.backends.contract import SupportsCloneMany
+from volcore.catalog.contract import Change
 from volcore.engine import warm
 from volcore.engine.changes import settle, settle_leftover
 from volcore.engine.pool import (
@@ -224,21 +225,31 @@ def _make_joined(
 def _make_with_intents(
     pool: Pool, planned: Sequence[Volume], source: SourceRecord
 ) -> Sequence[Volume | VolcoreError]:
-    """Reserve all, make each, then show those that were made; the others leave nothing."""
-    check = [] if source is None else [unchanged(source)]
-    begun = [(volume, volume.but(state=State.CREATING, revision=0)) for volume in planned]
-    intents = {volume.name: _intent(pool, volume) for volume in planned}
-    reserve = [put(creating) for _, creating in begun]
-    begin = [*check, *reserve, *map(put, intents.values())]
-    outcomes = _act_on_all(pool, planned, source, lambda: pool.catalog.commit(begin))
-    end = []
-    for (volume, creating), outcome in zip(begun, outcomes, strict=True):
+    """Reserve all, make each, then show those that were made; the others leave nothing.
+
+    What a commit needs is encoded while writes before it are under way.
+    """
+    begun = [volume.but(state=State.CREATING, revision=0) for volume in planned]
+    intents = [_intent(pool, volume) for volume in planned]
+    ends: list[list[Change]] = []
+
+    def begin() -> None:
+        check = [] if source is None else [unchanged(source)]
+        pool.catalog.commit_beside([*check, *map(put, begun), *map(put, intents)], prepare)
+
+    def prepare() -> None:
+        for volume, creating, intent in zip(planned, begun, intents, strict=True):
+            ends.append([put(volume, creating), drop(intent)])
+
+    outcomes = _act_on_all(pool, planned, source, begin)
+    end: list[Change] = []
+    for changes, outcome in zip(ends, outcomes, strict=True):
         if isinstance(outcome, Volume):
-            end += [put(volume, creating), drop(intents[volume.name])]
+            end += changes
     pool.catalog.commit(end)
-    for (volume, _), outcome in zip(begun, outcomes, strict=True):
+    for intent, outcome in zip(intents, outcomes, strict=True):
         if isinstance(outcome, VolcoreError):
-            _undo(pool, intents[volume.name])
+            _undo(pool, intent)
     return outcomes
 
 
