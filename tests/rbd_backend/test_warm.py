@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -373,14 +374,15 @@ def test_an_answer_that_is_lost(site, monkeypatch):
     """Goal: neither leaked nor given twice. Method: the commit happens, or not, and then fails."""
     commit = site.pool.catalog.commit
 
-    def lost(changes, *, before):
+    def lost(changes, act, *, before):
+        act()
         if before:
             commit(changes)
         raise UnavailableError("no answer", reason="CLUSTER_UNREACHABLE")
 
     for name, before in (("a", True), ("b", False)):
         with monkeypatch.context() as patch:
-            patch.setattr(site.pool.catalog, "commit", lambda c, b=before: lost(c, before=b))
+            patch.setattr(site.pool.catalog, "commit_beside", partial(lost, before=before))
             (result,) = site.engine.volumes.deploy("p", "gold", [name])
             assert isinstance(result, UnavailableError)
         site.keep()

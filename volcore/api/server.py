@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from volcore import limits
 from volcore.api.attachments import AttachmentServicer
@@ -107,9 +107,10 @@ class ApiServer:
         pool_service_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(services), add)
         operation_service_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, add)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, add)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), add
+        reflected = reflection.aio.ReflectionServicer(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         )
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, add)
 
     def listen_unix(self, path: Path) -> str:
         """Listen on a unix socket of mode 0600, and on one for files; dead servers' are replaced.
