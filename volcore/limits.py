@@ -42,6 +42,8 @@ MESSAGE_BYTES_MAX: Final = 4 * MIB
 """Largest gRPC message either side accepts; bulk bytes move in frames below it."""
 FRAME_BYTES_MAX: Final = 1 * MIB
 """Largest piece of bulk data in one stream message."""
+EXTENTS_PER_MESSAGE_MAX: Final = 4096
+"""Some 24 bytes each: a message of a diff stays near 100 KiB."""
 WAIT_TIMEOUT_S_MAX: Final = 3600
 CALL_THREADS_DEFAULT: Final = 32
 """Bounded pool for blocking calls; librbd stops scaling near 16 threads per client."""

@@ -159,6 +159,18 @@ def test_hand_over(server, volume):
         ok(server, "attachment", "detach", volume, host, "--yes")
 
 
+def test_snapshot_diff(server, pool, volume):
+    """Goal: a table with sums, and JSON. Method: two snapshots with nothing between them."""
+    ok(server, "snapshot", "create", volume, "d1")
+    ok(server, "snapshot", "create", volume, "d2")
+    found = as_json(server, "snapshot", "diff", volume, "d2", "--base", "d1")
+    assert (found["kind"], found["items"]) == ("SnapshotExtentList", [])
+    assert "OFFSET" in ok(server, "snapshot", "diff", volume, "d2")
+    done = server.volcore("snapshot", "diff", volume, "d1", "--base", "d2")
+    assert done.returncode != 0
+    assert "newer" in done.stderr
+
+
 def test_group_snapshots(server, pool, volume):
     """Goal: all verbs of group snapshots. Method: one life."""
     other, group = fresh(), fresh("g")

@@ -225,7 +225,7 @@ def test_both_clients_have_all_calls():
         if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
     } - {"int64", "nothing"}
     assert len(names) == 37
-    for name in names | {"import_image", "export_image", "with_options"}:
+    for name in names | {"import_image", "export_image", "diff_snapshot", "with_options"}:
         sync, twin = getattr(Client, name), getattr(AsyncClient, name)
         assert list(inspect.signature(sync).parameters) == list(
             inspect.signature(twin).parameters

@@ -31,6 +31,7 @@ def pool_message(view: PoolView) -> pool_pb2.Pool:
             connection=view.connection,
             group_snapshot=view.group_snapshot,
             verify=view.verify,
+            diff=view.diff,
         ),
         capacity_bytes=view.stats.capacity_bytes,
         available_bytes=view.stats.available_bytes,

@@ -1,5 +1,6 @@
 """`volcore snapshot`: frozen points of volumes."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from volcore.cli.output import (
     short,
     show_list,
     show_one,
+    show_table,
 )
 from volcore.cli.session import (
     LabelOption,
@@ -38,6 +40,25 @@ COLUMNS: Columns = [
     ("SIZE>", lambda snapshot: format_bytes(snapshot.size_bytes)),
     ("CREATED", created),
     ("LABELS", lambda snapshot: labels_text(snapshot.labels)),
+]
+
+
+EXTENT_COLUMNS: Columns = [
+    ("OFFSET>", lambda extent: str(extent.offset_bytes)),
+    ("LENGTH>", lambda extent: str(extent.length_bytes)),
+    ("KIND", lambda extent: "data" if extent.kind == 1 else "zero"),
+]
+
+
+class DiffFormat(StrEnum):
+    """Forms of a diff: extents have no names."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+DiffFormatOption = Annotated[
+    DiffFormat, typer.Option("--output", "-o", help="`json` for programs.")
 ]
 
 
@@ -84,6 +105,33 @@ def get(
     with connect(context, pool) as session:
         found = session.client.get_snapshot(session.snapshot(volume, snapshot))
         show_one(found, output, "Snapshot", COLUMNS)
+
+
+@app.command("diff")
+def diff(
+    context: typer.Context,
+    volume: VolumeArgument,
+    snapshot: SnapshotArgument,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="SNAPSHOT", help="Earlier snapshot of the volume. Default: none."),
+    ] = None,
+    pool: PoolOption = None,
+    output: DiffFormatOption = DiffFormat.TABLE,
+) -> None:
+    """List what changed since an earlier snapshot, or all that a snapshot holds."""
+    with connect(context, pool) as session:
+        found = session.client.diff_snapshot(
+            session.snapshot(volume, snapshot),
+            base_snapshot=session.snapshot(volume, base) if base else "",
+        )
+    if output is DiffFormat.JSON:
+        show_list(found, Format.JSON, "SnapshotExtent", EXTENT_COLUMNS)
+        return
+    show_table(EXTENT_COLUMNS, found)
+    data = sum(one.length_bytes for one in found if one.kind == 1)
+    zero = sum(one.length_bytes for one in found) - data
+    say(f"{len(found)} extents: {format_bytes(data)} data, {format_bytes(zero)} zeroes")
 
 
 @app.command("verify")

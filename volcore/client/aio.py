@@ -24,6 +24,7 @@ from volcore import limits
 from volcore.client import calls, checks, deletes
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, async_channel, split_endpoints
+from volcore.client.diffs import diff_request, resume
 from volcore.client.handover import offer
 from volcore.client.retry import RetryPolicy, Tries
 from volcore.client.sync import build_checked, unfinished
@@ -38,6 +39,7 @@ from volcore.client.transfer import (
 )
 from volcore.errors import InvalidArgumentError, Reason, UnavailableError
 from volcore.v1 import image_pb2, image_service_pb2
+from volcore.v1.snapshot_pb2 import SnapshotExtent
 from volcore.wire import status
 
 P = ParamSpec("P")
@@ -218,6 +220,26 @@ class AsyncClient:
             once,
             timeout_s=self._stream_timeout_s,
             repeatable=isinstance(target, str | Path),
+        )
+
+    async def diff_snapshot(
+        self, name: str, *, base_snapshot: str = "", starting_offset_bytes: int = 0
+    ) -> list[SnapshotExtent]:
+        """Return where a snapshot may differ from an earlier one of its volume, ascending.
+
+        Without `base_snapshot` (full name): where it holds data. A list that breaks off is resumed.
+        """
+        request = build_checked(diff_request, name, base_snapshot, starting_offset_bytes)
+        found: list[SnapshotExtent] = []
+
+        async def once(method: Any, **options: Any) -> list[SnapshotExtent]:
+            resume(request, found)
+            async for response in method(request, **options):
+                found.extend(response.extents)
+            return found
+
+        return await self._tried(
+            "SnapshotService", "DiffSnapshot", once, timeout_s=self._stream_timeout_s
         )
 
     def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:

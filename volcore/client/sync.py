@@ -15,6 +15,7 @@ from volcore import limits
 from volcore.client import calls, checks, deletes
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
+from volcore.client.diffs import diff_request, resume
 from volcore.client.handover import offer
 from volcore.client.retry import RetryPolicy, Tries
 from volcore.client.transfer import (
@@ -28,6 +29,7 @@ from volcore.client.transfer import (
 )
 from volcore.errors import InvalidArgumentError, Reason, UnavailableError, VolcoreError
 from volcore.v1 import image_pb2, image_service_pb2
+from volcore.v1.snapshot_pb2 import SnapshotExtent
 from volcore.wire import status
 
 P = ParamSpec("P")
@@ -228,6 +230,26 @@ class Client:
             once,
             timeout_s=self._stream_timeout_s,
             repeatable=isinstance(target, str | Path),
+        )
+
+    def diff_snapshot(
+        self, name: str, *, base_snapshot: str = "", starting_offset_bytes: int = 0
+    ) -> list[SnapshotExtent]:
+        """Return where a snapshot may differ from an earlier one of its volume, ascending.
+
+        Without `base_snapshot` (full name): where it holds data. A list that breaks off is resumed.
+        """
+        request = build_checked(diff_request, name, base_snapshot, starting_offset_bytes)
+        found: list[SnapshotExtent] = []
+
+        def once(method: Any, **options: Any) -> list[SnapshotExtent]:
+            resume(request, found)
+            for response in method(request, **options):
+                found.extend(response.extents)
+            return found
+
+        return self._tried(
+            "SnapshotService", "DiffSnapshot", once, timeout_s=self._stream_timeout_s
         )
 
     def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:

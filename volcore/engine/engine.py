@@ -10,6 +10,7 @@ from volcore.engine.attachments import Attachments, republish
 from volcore.engine.changes import settle
 from volcore.engine.checks import Checks
 from volcore.engine.deletions import DELETE, Deletions
+from volcore.engine.diffs import Diffs
 from volcore.engine.figures import CountedCatalog
 from volcore.engine.group_snapshots import GroupSnapshots
 from volcore.engine.images import Images, ImageSettings
@@ -49,6 +50,7 @@ class Engine:
         self.trash = Trash(self.pools, self.deletions)
         self.volumes = Volumes(self.pools, self.operations, self.deletions, self.trash)
         self.snapshots = Snapshots(self.pools, self.deletions)
+        self.diffs = Diffs(self.pools)
         self.group_snapshots = GroupSnapshots(self.pools)
         self.images = Images(self.pools, self.operations, self.deletions, settings.images)
         self.attachments = Attachments(self.pools)

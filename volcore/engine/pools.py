@@ -1,6 +1,7 @@
 """The pools that are open, and their figures."""
 
 from volcore.backends.contract import (
+    SupportsDiff,
     SupportsDirectAttach,
     SupportsFlatten,
     SupportsGroupSnapshot,
@@ -69,6 +70,7 @@ class Pools:
             volume_count=figures.volume_count,
             image_count=figures.image_count,
             verify=isinstance(backend, SupportsVerify),
+            diff=isinstance(backend, SupportsDiff),
             health=pool.find(Health, Health.KEY),
             short_path=backend.short_path if isinstance(backend, SupportsShortPath) else None,
             warm_clones=pool.stock.figures(),

@@ -8,6 +8,7 @@ from volcore.backends.contract import BackendCaps, PoolStats, RbdConnection, Sho
 from volcore.engine.stock import StockFigures
 from volcore.images.arrival import HandedFile
 from volcore.images.spool import Piece
+from volcore.model.extent import Extent
 from volcore.model.records import Attachment, GroupSnapshot, Health, Snapshot, SourceKind
 
 
@@ -77,6 +78,7 @@ class PoolView:
     volume_count: int
     image_count: int
     verify: bool
+    diff: bool
     health: Health | None
     """What scrubs have found; None before the first one, and where there are none."""
     short_path: ShortPath | None
@@ -108,6 +110,14 @@ class ImageExport:
 
     file_size_bytes: int
     pieces: Iterator[tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotDiff:
+    """Where a snapshot may differ: its size, and ascending extents that are DATA or ZERO."""
+
+    size_bytes: int
+    extents: list[Extent]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

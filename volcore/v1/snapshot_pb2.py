@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19volcore/v1/snapshot.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x30\n\x06labels\x18\x04 \x03(\x0b\x32 .volcore.v1.Snapshot.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x62\x61\x63kend_name\x18\x06 \x01(\t\x12\x16\n\x0egroup_snapshot\x18\x07 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19volcore/v1/snapshot.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x30\n\x06labels\x18\x04 \x03(\x0b\x32 .volcore.v1.Snapshot.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x62\x61\x63kend_name\x18\x06 \x01(\t\x12\x16\n\x0egroup_snapshot\x18\x07 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x0eSnapshotExtent\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x03\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.volcore.v1.SnapshotExtent.Kind\":\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_DATA\x10\x01\x12\r\n\tKIND_ZERO\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,4 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOT']._serialized_end=324
   _globals['_SNAPSHOT_LABELSENTRY']._serialized_start=279
   _globals['_SNAPSHOT_LABELSENTRY']._serialized_end=324
+  _globals['_SNAPSHOTEXTENT']._serialized_start=327
+  _globals['_SNAPSHOTEXTENT']._serialized_end=494
+  _globals['_SNAPSHOTEXTENT_KIND']._serialized_start=436
+  _globals['_SNAPSHOTEXTENT_KIND']._serialized_end=494
 # @@protoc_insertion_point(module_scope)

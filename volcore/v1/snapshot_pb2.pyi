@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Mapping as _Mapping
@@ -33,3 +34,21 @@ class Snapshot(_message.Message):
     backend_name: str
     group_snapshot: str
     def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., backend_name: _Optional[str] = ..., group_snapshot: _Optional[str] = ...) -> None: ...
+
+class SnapshotExtent(_message.Message):
+    __slots__ = ("offset_bytes", "length_bytes", "kind")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[SnapshotExtent.Kind]
+        KIND_DATA: _ClassVar[SnapshotExtent.Kind]
+        KIND_ZERO: _ClassVar[SnapshotExtent.Kind]
+    KIND_UNSPECIFIED: SnapshotExtent.Kind
+    KIND_DATA: SnapshotExtent.Kind
+    KIND_ZERO: SnapshotExtent.Kind
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    offset_bytes: int
+    length_bytes: int
+    kind: SnapshotExtent.Kind
+    def __init__(self, offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ..., kind: _Optional[_Union[SnapshotExtent.Kind, str]] = ...) -> None: ...

@@ -84,3 +84,21 @@ class VerifySnapshotResponse(_message.Message):
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     operation: _operation_pb2.Operation
     def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...
+
+class DiffSnapshotRequest(_message.Message):
+    __slots__ = ("name", "base_snapshot", "starting_offset_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BASE_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    STARTING_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    base_snapshot: str
+    starting_offset_bytes: int
+    def __init__(self, name: _Optional[str] = ..., base_snapshot: _Optional[str] = ..., starting_offset_bytes: _Optional[int] = ...) -> None: ...
+
+class DiffSnapshotResponse(_message.Message):
+    __slots__ = ("size_bytes", "extents")
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXTENTS_FIELD_NUMBER: _ClassVar[int]
+    size_bytes: int
+    extents: _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.SnapshotExtent]
+    def __init__(self, size_bytes: _Optional[int] = ..., extents: _Optional[_Iterable[_Union[_snapshot_pb2.SnapshotExtent, _Mapping]]] = ...) -> None: ...

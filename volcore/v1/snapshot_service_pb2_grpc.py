@@ -55,6 +55,11 @@ class SnapshotServiceStub:
                 request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotResponse.FromString,
                 _registered_method=True)
+        self.DiffSnapshot = channel.unary_stream(
+                '/volcore.v1.SnapshotService/DiffSnapshot',
+                request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.DiffSnapshotRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.DiffSnapshotResponse.FromString,
+                _registered_method=True)
         self.DeleteSnapshot = channel.unary_unary(
                 '/volcore.v1.SnapshotService/DeleteSnapshot',
                 request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.DeleteSnapshotRequest.SerializeToString,
@@ -107,6 +112,21 @@ class SnapshotServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffSnapshot(self, request, context):
+        """Lists where a snapshot may differ from an earlier one of its volume, or without one where it holds data. Ascending,
+        neighbours of a kind joined. What is not listed is equal in both (zeroes without a base), what is listed may be
+        equal; past the end of a smaller base compare with zeroes. The end of the stream without an error is the only proof
+        that the list is complete. Both snapshots are held against deletion by this server until the list is made, not while
+        it is sent: a slow reader blocks nobody. The list is made in memory, at most one extent for each block of the volume.
+
+        Errors: INVALID_ARGUMENT the base is of another volume, or newer than the snapshot; OUT_OF_RANGE the starting offset
+        is negative or past the end; NOT_FOUND no such snapshot; UNIMPLEMENTED the pool cannot (`capabilities.diff`);
+        ABORTED another call works on the same volume.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteSnapshot(self, request, context):
         """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
         its name is free; in an rbd pool an operation (`delete`, with this target) frees its space behind the answer.
@@ -140,6 +160,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.VerifySnapshot,
                     request_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotResponse.SerializeToString,
+            ),
+            'DiffSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.DiffSnapshot,
+                    request_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.DiffSnapshotRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_snapshot__service__pb2.DiffSnapshotResponse.SerializeToString,
             ),
             'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSnapshot,
@@ -256,6 +281,33 @@ class SnapshotService:
             '/volcore.v1.SnapshotService/VerifySnapshot',
             volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotRequest.SerializeToString,
             volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/volcore.v1.SnapshotService/DiffSnapshot',
+            volcore_dot_v1_dot_snapshot__service__pb2.DiffSnapshotRequest.SerializeToString,
+            volcore_dot_v1_dot_snapshot__service__pb2.DiffSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

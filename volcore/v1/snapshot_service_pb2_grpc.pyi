@@ -58,6 +58,17 @@ class SnapshotServiceStub:
     Errors: NOT_FOUND no such snapshot; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
     ABORTED one that does not heal is running, and this one shall.
     """
+    DiffSnapshot: _grpc.UnaryStreamMultiCallable[_snapshot_service_pb2.DiffSnapshotRequest, _snapshot_service_pb2.DiffSnapshotResponse]
+    """Lists where a snapshot may differ from an earlier one of its volume, or without one where it holds data. Ascending,
+    neighbours of a kind joined. What is not listed is equal in both (zeroes without a base), what is listed may be
+    equal; past the end of a smaller base compare with zeroes. The end of the stream without an error is the only proof
+    that the list is complete. Both snapshots are held against deletion by this server until the list is made, not while
+    it is sent: a slow reader blocks nobody. The list is made in memory, at most one extent for each block of the volume.
+
+    Errors: INVALID_ARGUMENT the base is of another volume, or newer than the snapshot; OUT_OF_RANGE the starting offset
+    is negative or past the end; NOT_FOUND no such snapshot; UNIMPLEMENTED the pool cannot (`capabilities.diff`);
+    ABORTED another call works on the same volume.
+    """
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_service_pb2.DeleteSnapshotRequest, _snapshot_service_pb2.DeleteSnapshotResponse]
     """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
     its name is free; in an rbd pool an operation (`delete`, with this target) frees its space behind the answer.
@@ -95,6 +106,17 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
 
     Errors: NOT_FOUND no such snapshot; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
     ABORTED one that does not heal is running, and this one shall.
+    """
+    DiffSnapshot: _aio.UnaryStreamMultiCallable[_snapshot_service_pb2.DiffSnapshotRequest, _snapshot_service_pb2.DiffSnapshotResponse]  # type: ignore[assignment]
+    """Lists where a snapshot may differ from an earlier one of its volume, or without one where it holds data. Ascending,
+    neighbours of a kind joined. What is not listed is equal in both (zeroes without a base), what is listed may be
+    equal; past the end of a smaller base compare with zeroes. The end of the stream without an error is the only proof
+    that the list is complete. Both snapshots are held against deletion by this server until the list is made, not while
+    it is sent: a slow reader blocks nobody. The list is made in memory, at most one extent for each block of the volume.
+
+    Errors: INVALID_ARGUMENT the base is of another volume, or newer than the snapshot; OUT_OF_RANGE the starting offset
+    is negative or past the end; NOT_FOUND no such snapshot; UNIMPLEMENTED the pool cannot (`capabilities.diff`);
+    ABORTED another call works on the same volume.
     """
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_service_pb2.DeleteSnapshotRequest, _snapshot_service_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
     """Deletes a snapshot. Volumes and images made from it keep working. Deleting what is gone succeeds. When this returns,
@@ -154,6 +176,23 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND no such snapshot; UNIMPLEMENTED the pool has no checksums of volcore's (Ceph scrubs by itself);
         ABORTED one that does not heal is running, and this one shall.
+        """
+
+    @_abc_1.abstractmethod
+    def DiffSnapshot(
+        self,
+        request: _snapshot_service_pb2.DiffSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_snapshot_service_pb2.DiffSnapshotResponse], _abc.AsyncIterator[_snapshot_service_pb2.DiffSnapshotResponse]]:
+        """Lists where a snapshot may differ from an earlier one of its volume, or without one where it holds data. Ascending,
+        neighbours of a kind joined. What is not listed is equal in both (zeroes without a base), what is listed may be
+        equal; past the end of a smaller base compare with zeroes. The end of the stream without an error is the only proof
+        that the list is complete. Both snapshots are held against deletion by this server until the list is made, not while
+        it is sent: a slow reader blocks nobody. The list is made in memory, at most one extent for each block of the volume.
+
+        Errors: INVALID_ARGUMENT the base is of another volume, or newer than the snapshot; OUT_OF_RANGE the starting offset
+        is negative or past the end; NOT_FOUND no such snapshot; UNIMPLEMENTED the pool cannot (`capabilities.diff`);
+        ABORTED another call works on the same volume.
         """
 
     @_abc_1.abstractmethod
