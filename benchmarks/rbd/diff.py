@@ -1,18 +1,19 @@
 """What changed between two snapshots of 100 GiB, 0.5 % of which was written between them.
 
 Before the first snapshot 5 % of the objects got a block; between the two, 128 of 25,600 objects
-were written whole. The same image for all: the backend's `diff`, `rbd diff`, librbd's exact
+were written whole. The same image for all: a call of `DiffSnapshot`, `rbd diff`, librbd's exact
 iteration. Answers are compared.
 """
 
 import json
 from typing import Any
 
-from benchmarks.rbd.site import Site
+from benchmarks.rbd.site import VOLUMES, Site
 from benchmarks.sampling import Turns
 from volcore.limits import CHUNK_SIZE_BYTES, GIB
 
-VOLUME = "changed"
+POOL = "few"
+VOLUME = f"{VOLUMES}/changed"
 BASE_STEP = 20
 CHANGED_STEP = 200
 
@@ -21,21 +22,27 @@ def run(site: Site) -> None:
     """Measure; see the module."""
     size_bytes = site.count(100 * GIB, GIB)
     chunk_count = size_bytes // CHUNK_SIZE_BYTES
-    site.backend.create(VOLUME, size_bytes)
-    with site.cluster.open_ioctx("direct") as ioctx:
-        _write(site, ioctx, range(0, chunk_count, BASE_STEP), bytes([1]) * 4096)
-        site.backend.create_snapshot(VOLUME, "from")
-        _write(site, ioctx, range(0, chunk_count, CHANGED_STEP), bytes([2]) * CHUNK_SIZE_BYTES)
-        site.backend.create_snapshot(VOLUME, "to")
+    site.client.create_volume(VOLUME, size_bytes=size_bytes)
+    image_name = site.client.attach_volume(VOLUME, "bench").rbd.image
+    with site.cluster.open_ioctx(POOL) as ioctx:
+        _write(site, ioctx, image_name, range(0, chunk_count, BASE_STEP), bytes([1]) * 4096)
+        site.client.create_snapshot(f"{VOLUME}/snapshots/from")
+        data = bytes([2]) * CHUNK_SIZE_BYTES
+        _write(site, ioctx, image_name, range(0, chunk_count, CHANGED_STEP), data)
+        site.client.create_snapshot(f"{VOLUME}/snapshots/to")
+        with site.rbd.Image(ioctx, image_name, read_only=True) as image:
+            first, last = (snapshot["name"] for snapshot in image.list_snaps())
         answers: dict[str, list[tuple[int, int]]] = {}
 
         def ours(_: int) -> None:
-            found = site.backend.diff(VOLUME, "from", "to")
+            found = site.client.diff_snapshot(
+                f"{VOLUME}/snapshots/to", base_snapshot=f"{VOLUME}/snapshots/from"
+            )
             answers["volcore"] = [(one.offset_bytes, one.length_bytes) for one in found]
 
         def tool(_: int) -> None:
-            words = ["diff", "--from-snap", "from", f"direct/{VOLUME}@to", "--format", "json"]
-            rows = json.loads(site.rbd_tool(*words))
+            words = ["diff", "--from-snap", first, f"{POOL}/{image_name}@{last}"]
+            rows = json.loads(site.rbd_tool(*words, "--format", "json"))
             answers["rbd diff"] = [(int(row["offset"]), int(row["length"])) for row in rows]
 
         def iteration(_: int) -> None:
@@ -44,15 +51,8 @@ def run(site: Site) -> None:
             def keep(at: int, length: int, _: bool) -> None:
                 found.append((at, length))
 
-            with site.rbd.Image(ioctx, VOLUME, "to", read_only=True) as image:
-                image.diff_iterate(
-                    0,
-                    size_bytes,
-                    "from",
-                    lambda at, length, _: found.append((at, length)),
-                    True,
-                    False,
-                )
+            with site.rbd.Image(ioctx, image_name, last, read_only=True) as image:
+                image.diff_iterate(0, size_bytes, first, keep, True, False)
             answers["diff_iterate"] = found
 
         turns = Turns().run(
@@ -67,8 +67,8 @@ def run(site: Site) -> None:
         site.figure("diff", name, found["volcore"], rival=rival, theirs=found[rival], at_most=bar)
 
 
-def _write(site: Site, ioctx: Any, chunks: range, data: bytes) -> None:
-    with site.rbd.Image(ioctx, VOLUME) as image:
+def _write(site: Site, ioctx: Any, name: str, chunks: range, data: bytes) -> None:
+    with site.rbd.Image(ioctx, name) as image:
         for chunk in chunks:
             image.write(data, chunk * CHUNK_SIZE_BYTES)
         image.flush()

@@ -1,7 +1,7 @@
 """What changed between two snapshots of a volume."""
 
 from volcore.backends.contract import SupportsDiff
-from volcore.engine.pool import Pool, volume_lock
+from volcore.engine.pool import Pool, undisturbed, volume_lock
 from volcore.engine.pools import Pools
 from volcore.engine.views import SnapshotDiff
 from volcore.errors import InvalidArgumentError, NotSupportedError, OutOfRangeError, Reason
@@ -45,11 +45,12 @@ class Diffs:
                 return SnapshotDiff(size_bytes=snapshot.size_bytes, extents=[])
             if source is not None:
                 _check_order(at, source, snapshot)
-            extents = backend.diff(
-                snapshot.backend_volume_id,
-                None if source is None else source.backend_id,
-                snapshot.backend_id,
-            )
+            with undisturbed(at, snapshot.backend_volume_id):
+                extents = backend.diff(
+                    snapshot.backend_volume_id,
+                    None if source is None else source.backend_id,
+                    snapshot.backend_id,
+                )
         return SnapshotDiff(size_bytes=snapshot.size_bytes, extents=_since(extents, start_bytes))
 
 

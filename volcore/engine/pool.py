@@ -289,11 +289,11 @@ def storage_lock(backend_id: str) -> str:
     return f"the storage of volume {backend_id}"
 
 
-def undisturbed(pool: Pool, volume: Volume) -> AbstractContextManager[None]:
-    """Let nothing of the volume be freed behind an answer for the block; its lock is held."""
+def undisturbed(pool: Pool, backend_id: str) -> AbstractContextManager[None]:
+    """Let nothing of a volume be freed behind an answer for the block; its lock is held."""
     if pool.backend.caps.joins_catalog:
         return nullcontext()
-    return pool.locks.hold([storage_lock(volume.backend_id)])
+    return pool.locks.hold(shared=[storage_lock(backend_id)])
 
 
 def group_lock(name: str) -> str:

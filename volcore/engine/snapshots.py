@@ -53,7 +53,7 @@ class Snapshots:
             sync_ahead(at, [source])
             intent = partial(_intent, at, snapshot, IntentAction.CREATE_SNAPSHOT)
             with (
-                undisturbed(at, source),
+                undisturbed(at, source.backend_id),
                 creation(at, snapshot, intent, check=[unchanged(source)]),
             ):
                 at.backend.create_snapshot(source.backend_id, snapshot.backend_id)

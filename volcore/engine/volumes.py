@@ -179,7 +179,10 @@ class Volumes:
             intent = _intent(at, volume, IntentAction.RESIZE_VOLUME, size_bytes=size_bytes)
             changed = volume.but(size_bytes=size_bytes)
             end = [put(changed, volume)]
-            with undisturbed(at, volume), change(at, intent, begin=[unchanged(volume)], end=end):
+            with (
+                undisturbed(at, volume.backend_id),
+                change(at, intent, begin=[unchanged(volume)], end=end),
+            ):
                 at.backend.resize(volume.backend_id, size_bytes)
             return changed
 
@@ -208,7 +211,7 @@ class Volumes:
             changed = volume.but(size_bytes=target.size_bytes)
             end = [put(changed, volume)]
             begin = [unchanged(volume), unchanged(target)]
-            with undisturbed(at, volume), change(at, intent, begin=begin, end=end):
+            with undisturbed(at, volume.backend_id), change(at, intent, begin=begin, end=end):
                 backend.revert(volume.backend_id, target.backend_id)
             return changed
 
