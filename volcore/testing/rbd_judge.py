@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from volcore.backends.rbd.direct.family import is_sibling
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
 
 PIECE_BYTES: Final = 4 * MIB
@@ -105,7 +106,8 @@ class Judge:
         findings = []
         try:
             with self._rbd.Image(self._ioctx, name, read_only=True) as image:
-                found = {snap["name"] for snap in image.list_snaps() if snap["namespace"] == 0}
+                live = {snap["name"] for snap in image.list_snaps() if snap["namespace"] == 0}
+                found = {one for one in live if not is_sibling(one)}
                 if found != set(disk.snapshots):
                     findings.append(
                         f"{name}: has snapshots {sorted(found)}, not {sorted(disk.snapshots)}"

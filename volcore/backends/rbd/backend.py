@@ -220,7 +220,7 @@ class RbdBackend(VolumeBackend):
                 missing=snapshot_missing(volume_id, snapshot_id),
             ),
         ):
-            image.remove_snap(snapshot_id)
+            snapshots.delete(session, entry, image, snapshot_id)
         session.direct.forget(volume_id)
 
     def clone(

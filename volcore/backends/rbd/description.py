@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from volcore.backends.contract import VolumeFacts
+from volcore.backends.rbd.direct.family import original
 from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import (
@@ -180,7 +181,9 @@ class Descriptions:
             depth=sum(1 for _ in self._line(parent)),
             parent_volume_id=None if parent is None else self._ancestor(parent).owner,
             parent_snapshot_id=None if parent is None else self._name(parent),
-            snapshot_ids=tuple(one.name for one in found.snapshots if one.user and _shown(one)),
+            snapshot_ids=tuple(
+                one.name for one in found.snapshots if one.user and _shown(one) == one.name
+            ),
         )
 
     def _count_chunks(self, image_id: str) -> int:
@@ -312,5 +315,5 @@ def _low_bits(length_bytes: int) -> int:
 
 
 def _shown(snapshot: HeaderSnapshot) -> str | None:
-    """Return the id of a snapshot of ours, None for a hidden one."""
-    return None if snapshot.name.startswith(HIDDEN_PREFIX) else snapshot.name
+    """Return the id of a snapshot of ours, of a sibling its original's; None for a hidden one."""
+    return None if snapshot.name.startswith(HIDDEN_PREFIX) else original(snapshot.name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
+from volcore.backends.rbd.reads import Wave
 from volcore.errors import NotFoundError, Reason
 
 OWNER_KEY: Final = "volcore.volume_id"
@@ -142,14 +143,23 @@ class Headers:
         body = struct.pack("<Q", snap)
         return parse_snapshot(self._execute(header_object(image_id), "snapshot_get", body))
 
+    def snapshots(self, image_id: str) -> list[HeaderSnapshot]:
+        """Return all snapshots, newest first, the trashed ones too; two rounds."""
+        with Wave(self._ioctx) as wave:
+            asked = [
+                wave.call(header_object(image_id), "snapshot_get", struct.pack("<Q", snap))
+                for snap in self.snaps(image_id)
+            ]
+        found = []
+        for reply in asked:
+            with suppress(NotFoundError):  # deleted meanwhile
+                found.append(parse_snapshot(reply()))
+        return found
+
     def find_snapshot(self, image_id: str, name: str) -> HeaderSnapshot | None:
         """Return the live snapshot called `name`, or None."""
-        for snap in self.snaps(image_id):
-            with suppress(NotFoundError):
-                found = self.snapshot(image_id, snap)
-                if found.user and found.name == name:
-                    return found
-        return None
+        live = (one for one in self.snapshots(image_id) if one.user)
+        return next((one for one in live if one.name == name), None)
 
     def has_children(self, image_id: str, snap: int) -> bool:
         """Return whether any clone still reads from this snapshot."""

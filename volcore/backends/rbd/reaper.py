@@ -204,7 +204,7 @@ class Reaper:
             return True
         if any(snap.user for snap in snaps):
             with self._open(image_id) as image:
-                self._delete_live(image, [snap.name for snap in snaps if snap.user])
+                self.delete_live(image, [snap.name for snap in snaps if snap.user])
         left = self._headers.snaps(image_id)
         if any(self._headers.has_children(image_id, snap) for snap in left):
             return False
@@ -215,8 +215,8 @@ class Reaper:
                         image.remove_snap_by_id(snap)
         return True
 
-    def _delete_live(self, image: Any, names: list[str]) -> None:
-        """Delete snapshots side by side; those with clones become invisible."""
+    def delete_live(self, image: Any, names: list[str]) -> None:
+        """Delete live snapshots side by side; those with clones become invisible."""
 
         def work(name: str) -> None:
             with suppress(NotFoundError), translated(f"delete snapshot {name}"):

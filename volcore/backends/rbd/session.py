@@ -77,7 +77,13 @@ class Session:
             self.presence = Presence(self.ioctx, self.find)
             undo.callback(self.presence.close)
             self.direct = DirectPath(
-                cluster, self.ioctx, self.directory, self.find, order=ORDER, features=FEATURES
+                cluster,
+                self.ioctx,
+                self.directory,
+                self.find,
+                self._alone,
+                order=ORDER,
+                features=FEATURES,
             )
             self.reaper = Reaper(
                 self.ioctx,
@@ -151,6 +157,17 @@ class Session:
         if self.lease is not None:
             self.direct.recovery.settle(entry)
         return self.directory.find(volume_id)
+
+    @contextmanager
+    def _alone(self, volume_id: str) -> Iterator[bool]:
+        """Lend whether a volume is closed in this process; while it is, it stays so.
+
+        Raises:
+            UnavailableError: another server may have the pool.
+        """
+        self.check()
+        with self.handles.closed(volume_id) as is_closed:
+            yield is_closed
 
     @contextmanager
     def claiming(self, volume_ids: Collection[str]) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from volcore.backends.rbd import clones
+from volcore.backends.rbd.direct.family import siblings_of
 from volcore.backends.rbd.direct.snapshotter import Outcome, too_many_snapshots
 from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
@@ -38,6 +39,20 @@ def create(session: Session, volume_id: str, snapshot_id: str) -> None:
         if outcome is Outcome.DOUBTFUL:
             image.remove_snap(snapshot_id)
         _create_by_librbd(session, entry, image, snapshot_id)
+
+
+def delete(session: Session, entry: Entry, image: Any, snapshot_id: str) -> None:
+    """Delete a snapshot of an open image, its siblings before it.
+
+    While the image is open in this process no new sibling is made. A crash leaves the snapshot with
+    fewer siblings.
+    """
+    found = session.headers.snapshots(entry.image_id)
+    own = next((one for one in found if one.user and one.name == snapshot_id), None)
+    siblings = [one.name for one in siblings_of(found, own)] if own is not None else []
+    if siblings:
+        session.reaper.delete_live(image, siblings)
+    image.remove_snap(snapshot_id)
 
 
 def _create_by_librbd(session: Session, entry: Entry, image: Any, snapshot_id: str) -> None:

@@ -116,6 +116,7 @@ class Cloner:
             batch = plans[start : start + BATCH_MAX]
             named = self._name_all(batch, failed, reserve)
             facts = self._clone_batch(source, facts, named, failed)
+            facts = self._facts.latest(source.volume_id, source.snapshot_id, facts)
         reserve()
         return failed
 
@@ -205,7 +206,7 @@ class Cloner:
                     failed.pop(plan.volume_id, None)
                 raise StaleFactsError
         elif done:
-            self._facts.replace(source.volume_id, source.snapshot_id, facts)
+            self._facts.cloned(source.volume_id, source.snapshot_id, facts, len(done))
         return facts
 
     def _name_all(

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
-from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct import family, wire
 from volcore.backends.rbd.direct.plan import header_object
 from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
@@ -53,12 +53,15 @@ class Facts:
 
     parent_id: str
     snap: int
+    """The snapshot, or the sibling of it that takes the next clones."""
     size_bytes: int
     features: int
     """Of the parent, as its header has them; the first clone sets OPERATIONS."""
     depth: int
     """Ancestors of the parent."""
     load_time_s: float
+    room: int = 0
+    """Clones that the snapshot should still take; then another sibling is needed."""
 
 
 class FactsCache:
@@ -83,6 +86,8 @@ class FactsCache:
         self._found: dict[tuple[str, str], Facts | str] = {}
         self._time_s: dict[tuple[str, str], float] = {}
         self._epoch = 0
+        self.on_full: Callable[[str, str], None] = lambda volume_id, snapshot_id: None
+        """Called when a snapshot, with its siblings, has as many clones as it should."""
 
     def get(self, volume_id: str, snapshot_id: str) -> Facts | str:
         """Return the facts of a snapshot, or what is unusual about it.
@@ -125,11 +130,38 @@ class FactsCache:
             load_time_s=time.monotonic(),
         )
 
-    def replace(self, volume_id: str, snapshot_id: str, facts: Facts) -> None:
-        """Keep facts that a write has changed."""
+    def cloned(self, volume_id: str, snapshot_id: str, facts: Facts, count: int) -> None:
+        """Note clones that were made with these facts, which the first of them may have changed."""
         with self._lock:
-            if isinstance(self._found.get((volume_id, snapshot_id)), Facts):
-                self._found[volume_id, snapshot_id] = facts
+            known = self._found.get((volume_id, snapshot_id))
+            if not isinstance(known, Facts) or known.snap != facts.snap:
+                return
+            room = known.room - count
+            self._found[volume_id, snapshot_id] = replace(facts, room=room)
+        if room <= 0 < known.room:
+            self.on_full(volume_id, snapshot_id)
+
+    def latest(self, volume_id: str, snapshot_id: str, facts: Facts) -> Facts:
+        """Return what is known by now, or `facts`; reads nothing."""
+        with self._lock:
+            known = self._found.get((volume_id, snapshot_id))
+        return known if isinstance(known, Facts) else facts
+
+    def choose_anew(self, volume_id: str, snapshot_id: str) -> None:
+        """Look which sibling takes the next clones; where all are full, not again for a while.
+
+        Raises:
+            NotFoundError: no such volume or snapshot.
+        """
+        with self._lock:
+            epoch = self._epoch
+        found = self._load(volume_id, snapshot_id, time.monotonic())
+        if isinstance(found, Facts) and found.room <= 1:
+            found = replace(found, room=family.CHILDREN_MAX)
+        with self._lock:
+            if epoch == self._epoch and (volume_id, snapshot_id) in self._found:
+                self._found[volume_id, snapshot_id] = found
+                self._time_s[volume_id, snapshot_id] = time.monotonic()
 
     def forget(self, volume_id: str) -> None:
         """Forget a volume's snapshots, also what is being read of them right now."""
@@ -145,22 +177,24 @@ class FactsCache:
             raise volume_missing(volume_id)
         image_id = entry.image_id
         try:
-            snapshot = self._headers.find_snapshot(image_id, snapshot_id)
+            kin = family.look(self._ioctx, self._headers, image_id, snapshot_id)
         except NotFoundError as err:
             raise volume_missing(volume_id) from err
-        if snapshot is None:
+        if kin is None:
             raise snapshot_missing(volume_id, snapshot_id)
         features = self._features_of(image_id)
         unusual = self._unusual(image_id, features)
         if unusual:
             return unusual
+        snap, room = kin.choose()
         return Facts(
             parent_id=image_id,
-            snap=snapshot.snap,
-            size_bytes=snapshot.size_bytes,
+            snap=snap,
+            size_bytes=kin.own.size_bytes,
             features=features,
             depth=self._headers.depth(image_id, depth_max=RBD_DEPTH_MAX),
             load_time_s=now_s,
+            room=room,
         )
 
     def _features_of(self, image_id: str) -> int:

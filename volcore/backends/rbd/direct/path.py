@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from volcore.backends.contract import ShortPath, ShortPathState
@@ -12,6 +13,7 @@ from volcore.backends.rbd.direct.facts import Facts, FactsCache
 from volcore.backends.rbd.direct.finishing import Finisher
 from volcore.backends.rbd.direct.proof import Proof, StoppedError, proof_key
 from volcore.backends.rbd.direct.recovery import DirectRecovery
+from volcore.backends.rbd.direct.siblings import Siblings
 from volcore.backends.rbd.direct.snapshotter import Outcome, Snapshotter
 from volcore.backends.rbd.direct.snapshotter import Source as SnapshotSource
 from volcore.backends.rbd.direct.stock import LOW, Stock
@@ -34,6 +36,7 @@ class DirectPath:
         ioctx: Any,
         directory: Directory,
         find: Callable[[str], Entry | None],
+        alone: Callable[[str], AbstractContextManager[bool]],
         *,
         order: int,
         features: int,
@@ -58,6 +61,15 @@ class DirectPath:
         )
         self._stock = Stock(ioctx, directory)
         self._snapshotter = Snapshotter(self.waves, directory, headers, self._stock, features)
+        self._siblings = Siblings(
+            self.waves,
+            headers,
+            self._snapshotter,
+            find=find,
+            alone=alone,
+            ready=self._facts.choose_anew,
+        )
+        self._facts.on_full = self._siblings.ask
         self._state = ShortPath(state=ShortPathState.OFF, detail="not started")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -102,6 +114,7 @@ class DirectPath:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._siblings.close()
         self._stock.close()
         self.flush()
         self._finisher.close()

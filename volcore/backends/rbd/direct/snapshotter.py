@@ -274,13 +274,13 @@ class _Steps:
         map_version = self._copy(object_map)
         if map_version is None:
             return Outcome.REFUSED
-        told = self._add(header.version)
+        told_count = self._add(header.version)
         last = self._cleaning(map_version)
-        if told == 0:
+        if told_count == 0:
             self.last = last
             return Outcome.MADE
         (code,) = self._waves.run([last])
-        return Outcome.MADE if told is not None and code == 0 else Outcome.DOUBTFUL
+        return Outcome.MADE if told_count is not None and code == 0 else Outcome.DOUBTFUL
 
     def _look(self) -> tuple[_Header | None, bytes]:
         """Do step 1; the header is None when somebody writes to the image."""
@@ -290,13 +290,13 @@ class _Steps:
         self.is_reserved = True
         found: list[_Header] = []
         codes = self._waves.run(rows, beside=lambda: found.append(self._header()))
-        is_locked = _is_locked(locking)
+        locked = is_locked(locking)
         read_code, object_map = reading.wait()
         if codes == [-errno.ECANCELED]:  # not in stock: not ours
             self.is_open = True
             return None, b""
         self._check(*codes)
-        if is_locked or read_code <= 0:
+        if locked or read_code <= 0:
             return None, b""
         return found[0], bytes(object_map[0])
 
@@ -345,7 +345,7 @@ class _Steps:
             [Write(name, lambda op: op.write_full(object_map))],
             beside=lambda: found.append(self._map()),
         )
-        is_free = not _is_locked(locking) and _told(watching) == 0
+        is_free = not is_locked(locking) and told(watching) == 0
         self._check(*codes)
         if not is_free:
             return None
@@ -368,13 +368,13 @@ class _Steps:
             op.assert_version(version)
             op.execute("rbd", "snapshot_add", body)
 
-        told: list[Reply] = []
+        telling: list[Reply] = []
         self.is_open = True
         (code,) = self._waves.run(
             [Write(name, fill)],
-            beside=lambda: told.append(self._waves.notify(name, wire.HEADER_UPDATE)),
+            beside=lambda: telling.append(self._waves.notify(name, wire.HEADER_UPDATE)),
         )
-        watching = _told(told[0])
+        watching = told(telling[0])
         self.is_open = code == 0 or code in _UNKNOWN
         if code in _CHANGED:
             raise _AgainError
@@ -414,7 +414,7 @@ def too_many_snapshots(volume_id: str) -> ExhaustedError:
     )
 
 
-def _told(reply: Reply) -> int | None:
+def told(reply: Reply) -> int | None:
     """Return how many clients have answered a notification; None if some did not."""
     code, found = reply.wait()
     if code < 0 or len(found) != 3:
@@ -423,7 +423,7 @@ def _told(reply: Reply) -> int | None:
     return None if silent else len(answered)
 
 
-def _is_locked(reply: Reply) -> bool:
+def is_locked(reply: Reply) -> bool:
     """Return whether somebody holds the lock, or may."""
     code, found = reply.wait()
     return code < 0 or wire.lockers(found[0]) > 0

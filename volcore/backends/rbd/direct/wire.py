@@ -31,6 +31,10 @@ LOCK_QUESTION: Final = b"\x01\x01\x0c\0\0\0\x08\0\0\0rbd_lock"
 """Argument of `lock.get_info` for the lock that a writer of an image holds."""
 
 _ALL_ONES: Final = 0xFFFFFFFF
+_MAP_HEAD_BYTES: Final = 18
+"""Of an object map before its states: length, struct header, count of objects."""
+_CLEAN: Final = bytes(states | (states & 0x55) << 1 for states in range(256))
+"""Four states of two bits each, as they are after a snapshot: 01, written, becomes 11, clean."""
 
 
 def string(text: str) -> bytes:
@@ -117,9 +121,21 @@ def lockers(reply: bytes) -> int:
 
 def mapped_objects(object_map: bytes) -> int:
     """Return of how many objects an object map tells; -1 if it is none."""
-    if len(object_map) < 18:
+    if len(object_map) < _MAP_HEAD_BYTES:
         return -1
     return int(struct.unpack_from("<Q", object_map, 10)[0])
+
+
+def is_unwritten(now: bytes, then: bytes) -> bool:
+    """Return whether an image's object map differs in nothing from that of an older snapshot.
+
+    What was written at the snapshot (01) must be clean since (11); any other difference, and an
+    object that is being deleted (10), means a write.
+    """
+    if mapped_objects(now) < 0 or mapped_objects(now) != mapped_objects(then):
+        return False
+    states = slice(_MAP_HEAD_BYTES, _MAP_HEAD_BYTES - (-mapped_objects(now) // 4))
+    return now[states] == then[states].translate(_CLEAN)
 
 
 @lru_cache(maxsize=16)

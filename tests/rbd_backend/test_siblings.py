@@ -1,0 +1,97 @@
+"""Siblings of popular snapshots: same content, hidden, gone with their original."""
+
+import pytest
+
+from rbd_backend.pools import leftovers, opened
+from volcore.backends.rbd.direct import family
+from volcore.errors import NotFoundError
+from volcore.limits import MIB
+from volcore.testing.device_contract import fetch, put
+
+SIZE = 8 * MIB
+
+
+@pytest.fixture
+def popular(direct, monkeypatch):
+    """The backend, where four clones of a snapshot are many."""
+    monkeypatch.setattr(family, "CHILDREN_MAX", 4)
+    return direct
+
+
+def kin(backend):
+    session = backend._session()
+    image_id = session.headers.image_id("gold")
+    return family.look(session.ioctx, session.headers, image_id, "s")
+
+
+def clone(backend, count, stem="c"):
+    """Clone one after the other; wait each time for what goes on behind the answers."""
+    for number in range(count):
+        backend.clone("gold", "s", f"{stem}{number}", SIZE)
+        siblings = backend._session().direct._siblings
+        if siblings._thread is not None:
+            siblings._thread.submit(lambda: None).result()
+
+
+def test_clones_are_spread(popular, ceph_cluster, ceph_pool):
+    """Goal: few clones of each, all alike, none shown. Method: ten clones where four are many."""
+    clone(popular, 10)
+    assert kin(popular).counts == [4, 4, 2]
+    facts = popular.describe_many([f"c{number}" for number in range(10)])
+    assert {(one.parent_volume_id, one.parent_snapshot_id) for one in facts.values()} == {
+        ("gold", "s")
+    }
+    assert {one.depth for one in facts.values()} == {1}
+    assert popular.describe("gold").snapshot_ids == ("s",)
+    assert {fetch(popular, f"c{number}", 0, 4) for number in range(10)} == {b"gold"}
+    popular.close()
+    with opened(ceph_cluster, ceph_pool, direct=True) as again:
+        again.wait_for_short_path()
+        again.clone("gold", "s", "later", SIZE)
+        assert kin(again).counts == [4, 4, 3]
+    popular.open()
+
+
+def test_a_written_volume_gets_none(popular):
+    """Goal: a sibling has the snapshot's content. Method: write to the volume since."""
+    put(popular, "gold", 0, b"new!")
+    clone(popular, 6)
+    assert kin(popular).counts == [6]
+    assert kin(popular).unproven is None
+    assert {fetch(popular, f"c{number}", 0, 4) for number in range(6)} == {b"gold"}
+
+
+def test_delete_with_siblings(popular, ceph_cluster, ceph_pool):
+    """Goal: all siblings go, in any order. Method: delete snapshot, volume, then the clones."""
+    clean = {name for name in leftovers(ceph_cluster, ceph_pool) if "gold" not in name}
+    gold_id = popular._session().headers.image_id("gold")
+    clone(popular, 6)
+    popular.delete_snapshot("gold", "s")
+    assert popular.describe("gold").snapshot_ids == ()
+    with pytest.raises(NotFoundError):
+        popular.clone("gold", "s", "late", SIZE)
+    popular.delete("gold")
+    for number in range(6):
+        assert fetch(popular, f"c{number}", 0, 4) == b"gold"
+        popular.delete(f"c{number}")
+    popular.collect()
+    assert leftovers(ceph_cluster, ceph_pool) == {name for name in clean if gold_id not in name}
+
+
+def test_a_sibling_cut_short(popular, monkeypatch):
+    """Goal: an unproven sibling takes no clone and is finished later. Method: cut at its proof."""
+    siblings = popular._session().direct._siblings
+    unchanged, asked = siblings._is_unchanged, []
+
+    def cut(*words):
+        asked.append(words)
+        return len(asked) != 2 and unchanged(*words)
+
+    monkeypatch.setattr(siblings, "_is_unchanged", cut)
+    clone(popular, 6)
+    assert kin(popular).counts == [6]
+    assert kin(popular).unproven is not None
+    assert popular.describe("gold").snapshot_ids == ("s",)
+    assert siblings.make("gold", "s")
+    assert kin(popular).unproven is None
+    assert kin(popular).counts == [6, 0]
