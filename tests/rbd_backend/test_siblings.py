@@ -2,7 +2,7 @@
 
 import pytest
 
-from rbd_backend.pools import leftovers, opened
+from rbd_backend.pools import leftovers, opened, raw_pool
 from volcore.backends.rbd.direct import family
 from volcore.errors import NotFoundError
 from volcore.limits import MIB
@@ -18,10 +18,13 @@ def popular(direct, monkeypatch):
     return direct
 
 
+def kin_id(backend):
+    return backend._session().headers.image_id("gold")
+
+
 def kin(backend):
     session = backend._session()
-    image_id = session.headers.image_id("gold")
-    return family.look(session.ioctx, session.headers, image_id, "s")
+    return family.look(session.ioctx, session.headers, kin_id(backend), "s")
 
 
 def clone(backend, count, stem="c"):
@@ -61,6 +64,29 @@ def test_a_written_volume_gets_none(popular):
     assert {fetch(popular, f"c{number}", 0, 4) for number in range(6)} == {b"gold"}
 
 
+def test_a_write_between_look_and_snapshot(popular, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: what a snapshot makes the map forget is seen. Method: a client that comes and goes."""
+    import rbd
+
+    siblings = popular._session().direct._siblings
+    make = siblings._snapshot
+
+    def late(*words):
+        with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "gold") as image:
+            image.write(b"new!", 0)
+        return make(*words)
+
+    monkeypatch.setattr(siblings, "_snapshot", late)
+    clone(popular, 6)
+    assert kin(popular).unproven is not None
+    assert kin(popular).counts == [6]
+    assert not siblings.make("gold", "s")
+    assert {fetch(popular, f"c{number}", 0, 4) for number in range(6)} == {b"gold"}
+    popular.delete_snapshot("gold", "s")
+    assert popular._session().headers.find_snapshot(kin_id(popular), "s") is None
+    assert not [one for one in popular._session().headers.snapshots(kin_id(popular)) if one.user]
+
+
 def test_delete_with_siblings(popular, ceph_cluster, ceph_pool):
     """Goal: all siblings go, in any order. Method: delete snapshot, volume, then the clones."""
     clean = {name for name in leftovers(ceph_cluster, ceph_pool) if "gold" not in name}
@@ -83,9 +109,9 @@ def test_a_sibling_cut_short(popular, monkeypatch):
     siblings = popular._session().direct._siblings
     unchanged, asked = siblings._is_unchanged, []
 
-    def cut(*words):
+    def cut(*words, **more):
         asked.append(words)
-        return len(asked) != 2 and unchanged(*words)
+        return len(asked) != 2 and unchanged(*words, **more)
 
     monkeypatch.setattr(siblings, "_is_unchanged", cut)
     clone(popular, 6)

@@ -121,12 +121,14 @@ class Siblings:
         family = look(self._waves.ioctx, self._headers, entry.image_id, snapshot_id)
         if family is None or not family.is_full or len(family.siblings) >= SIBLINGS_MAX:
             return False
-        if not self._is_unchanged(entry.image_id, family.own, family.newest):
+        if not self._is_unchanged(entry.image_id, family.own, newest=family.newest):
             return False
         unproven = family.unproven or self._snapshot(entry, family)
         if unproven is None or unproven.size_bytes != family.own.size_bytes:
             return False
-        if not self._is_unchanged(entry.image_id, family.own, unproven.snap):
+        if not self._is_unchanged(
+            entry.image_id, family.own, newest=unproven.snap, sibling=unproven.snap
+        ):
             return False
         body = struct.pack("<Q", unproven.snap) + wire.string(proven_name(unproven.name))
         renaming = calling(header_object(entry.image_id), "snapshot_rename", body)
@@ -149,11 +151,15 @@ class Siblings:
             return None
         return self._headers.find_snapshot(entry.image_id, family.new_name)
 
-    def _is_unchanged(self, image_id: str, own: HeaderSnapshot, newest: int) -> bool:
+    def _is_unchanged(
+        self, image_id: str, own: HeaderSnapshot, *, newest: int, sibling: int | None = None
+    ) -> bool:
         """Return whether nothing was written since a snapshot, and nobody has the image open.
 
         `newest` is the highest number that the image may have had. The map is read last: who opens
-        the image after the question for watchers knows all snapshots of before it.
+        the image after the question for watchers knows all snapshots of before it. A snapshot makes
+        the image's map forget what was written, and keeps that in its own: so the map of `sibling`,
+        if there is one, must say the same.
         """
         header = header_object(image_id)
         locking = self._waves.call(header, "lock", "get_info", wire.LOCK_QUESTION)
@@ -164,7 +170,10 @@ class Siblings:
             reading = wave.rows(header, ("flags", "size", "snap_seq"))
             flags = wave.call(header, "get_flags", struct.pack("<Q", own.snap))
             now = wave.content(map_object(image_id), _MAP_BYTES_MAX)
-            then = wave.content(f"{map_object(image_id)}.{own.snap:016x}", _MAP_BYTES_MAX)
+            then, between = (
+                wave.content(f"{map_object(image_id)}.{snap:016x}", _MAP_BYTES_MAX)
+                for snap in (own.snap, own.snap if sibling is None else sibling)
+            )
         numbers: dict[str, Any] = {
             key: int.from_bytes(value, "little") for key, value in reading().items()
         }
@@ -175,4 +184,5 @@ class Siblings:
             and numbers["size"] == own.size_bytes
             and numbers["snap_seq"] == newest
             and wire.is_unwritten(now(), then())
+            and (sibling is None or wire.is_unwritten(between(), then()))
         )
