@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from volcore.backends.rbd.direct.family import is_sibling
+from volcore.backends.rbd.direct.family import is_proven, is_sibling, original
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
 
 PIECE_BYTES: Final = 4 * MIB
@@ -113,9 +113,11 @@ class Judge:
                         f"{name}: has snapshots {sorted(found)}, not {sorted(disk.snapshots)}"
                     )
                 findings += _compared(image, name, disk)
-                for snapshot in found & set(disk.snapshots):
-                    image.set_snap(snapshot)
-                    findings += _compared(image, f"{name}@{snapshot}", disk.snapshots[snapshot])
+                for snapshot in live:
+                    known = disk.snapshots.get(original(snapshot))
+                    if known is not None and (snapshot in found or is_proven(snapshot)):
+                        image.set_snap(snapshot)
+                        findings += _compared(image, f"{name}@{snapshot}", known)
         except self._rbd.Error as err:
             findings.append(f"{name}: librbd does not read it: {err}")
         return findings

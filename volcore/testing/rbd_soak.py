@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from volcore.backends.rbd.direct.family import is_sibling
 from volcore.testing.cluster import CephAccess, CephCluster
 from volcore.testing.rbd_judge import Disk, Judge
 from volcore.testing.rbd_soak_callers import IMAGE_BYTES, IMAGES, STEP_BYTES, Caller, World
@@ -66,6 +67,8 @@ class Report:
     """Servers that a client has shut out because they were late with a lock: a busy machine."""
     volumes: int = 0
     snapshots: int = 0
+    siblings: int = 0
+    """Of the snapshots of images."""
     foreign: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -193,7 +196,9 @@ class Soak:
         for image in IMAGES:
             name = client.get_image(image).backend_name
             gold = world.gold[image]
-            (snapshot,) = _snapshots(world.ioctx, name)
+            live = _snapshots(world.ioctx, name)
+            (snapshot,) = (one for one in live if not is_sibling(one))
+            self.report.siblings += len(live) - 1
             disks[name] = Disk(gold.size_bytes, gold.tags, {snapshot: gold})
         ours = set(disks)
         foreign = {model.image: model.disk() for user in users for model in user.models.values()}
