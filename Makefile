@@ -2,7 +2,7 @@
 # demo: BACKEND=local|rbd, IMAGE=path of a disk image. test: TESTS="words for pytest". bench, bench-local:
 # BENCH="words". asan: ASAN="words for scripts/asan". soak: SOAK="words for scripts/soak".
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types protos asan build bench bench-local soak docs clean
+.PHONY: help demo test test-openstack lint types protos asan build bench bench-local soak docs clean
 MAKEFLAGS += --no-print-directory
 unexport PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE := 1
@@ -18,7 +18,7 @@ DEMO_SETUP := $(if $(filter rbd,$(BACKEND)),demo-rbd,demo)
 $(if $(filter local rbd,$(BACKEND)),,$(error BACKEND is local or rbd, not '$(BACKEND)'))
 
 help: ## show this list
-	@sed -n "s,^\([a-z-]*\): *\#\# ,\1\t,p" Makefile | awk -F"\t" "{printf \"  make %-11s %s\\n\", \$$1, \$$2}"
+	@sed -n "s,^\([a-z-]*\): *\#\# ,\1\t,p" Makefile | awk -F"\t" "{printf \"  make %-14s %s\\n\", \$$1, \$$2}"
 
 demo: ## golden image to booted VM, for real (BACKEND=local|rbd IMAGE=path)
 	@scripts/setup $(DEMO_SETUP)
@@ -27,6 +27,10 @@ demo: ## golden image to booted VM, for real (BACKEND=local|rbd IMAGE=path)
 test: ## lint, types, proto lint and all tests, live Ceph included (TESTS="...")
 	@scripts/setup test
 	@scripts/test $(TESTS)
+
+test-openstack: ## real Cinder services with the driver, live Ceph included (TESTS="...")
+	@scripts/setup openstack
+	@$(PYTHON) -m pytest tests/openstack $(TESTS)
 
 lint: ## ruff, codespell and buf
 	@scripts/setup dev
@@ -68,6 +72,6 @@ docs: ## regenerate the pages that come from code
 	@$(PYTHON) scripts/docs.py
 
 clean: ## delete what was built, the virtual environment and the caches
-	rm -rf build dist *.egg-info .cache .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info .cache .venv .venv-openstack .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find volcore tests benchmarks scripts \( -name __pycache__ -o -name '*.so' \) -exec rm -rf {} +
 	find _ext -name '*.c' ! -name '*_impl.c' -delete

@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     | {"kernels", "backends.contract", "backends.verifying", "catalog.contract", "images"},
     "wire": VALUES | {"v1"},
     "client": VALUES | {"v1", "wire"},
-    "cinder": VALUES | {"client"},
+    "cinder": VALUES | {"client", "v1"},
     "observability": FOUNDATION,
     "config": VALUES | {"config_reference", "credentials"},
     "config_reference": FOUNDATION,

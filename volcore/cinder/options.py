@@ -1,0 +1,51 @@
+"""The options of the driver in its section of cinder.conf, and the client that they describe."""
+
+from pathlib import Path
+from typing import Any
+
+from oslo_config import cfg
+
+from volcore.cinder.service import RESTART_TRIES
+from volcore.client import Client, ClientTls
+from volcore.client.channel import DEFAULT_ENDPOINT
+
+OPTIONS: list[Any] = [
+    cfg.StrOpt(
+        "volcore_endpoint",
+        default=DEFAULT_ENDPOINT,
+        help="Where volcore is: unix:///path or host:port, several joined by commas.",
+    ),
+    cfg.StrOpt("volcore_pool", help="Name of the volcore pool of this backend. Required."),
+    cfg.IntOpt(
+        "volcore_timeout",
+        default=60,
+        min=1,
+        help="Seconds that one request may take, repetitions included.",
+    ),
+    cfg.StrOpt("volcore_tls_ca", help="PEM file of the authority that signed volcore's key."),
+    cfg.StrOpt("volcore_tls_certificate", help="PEM file of the certificate shown to volcore."),
+    cfg.StrOpt("volcore_tls_key", help="PEM file of the key of volcore_tls_certificate."),
+    # Word for word as the stock RBD driver has it: a process may load both.
+    cfg.StrOpt(
+        "rbd_secret_uuid",
+        help="The libvirt uuid of the secret for the rbd_user "
+        "volumes. Defaults to the cluster FSID.",
+    ),
+]
+
+
+def client_of(configuration: Any) -> Client:
+    """Return a new client for a backend's section.
+
+    Raises:
+        InvalidArgumentError: the endpoint or a TLS file is wrong.
+    """
+    paths = [configuration.safe_get(f"volcore_tls_{name}") for name in ("ca", "certificate", "key")]
+    ca, certificate, key = (Path(path) if path else None for path in paths)
+    tls = ClientTls(ca=ca, certificate=certificate, key=key) if any(paths) else None
+    return Client(
+        configuration.safe_get("volcore_endpoint"),
+        timeout_s=configuration.safe_get("volcore_timeout"),
+        tls=tls,
+        retry=RESTART_TRIES,
+    )
