@@ -186,10 +186,11 @@ class VolcoreDriver(driver.VolumeDriver):
         here = self.get_volume_stats().get("location_info")
         if host["capabilities"].get("location_info") != here or diff.get("encryption"):
             return False, None
-        return not any(
-            diff["extra_specs"].get(key, ("", ""))[1] not in (None, "", "<is> False")
-            for key in ("multiattach", "replication_enabled")
-        ), None
+        asked = [diff["extra_specs"].get(key) for key in ("multiattach", "replication_enabled")]
+        if any(change and change[1] not in (None, "", "<is> False") for change in asked):
+            return False, None
+        consumer = (diff.get("qos_specs") or {}).get("consumer")
+        return not (consumer and consumer[1] in ("back-end", "both")), None
 
     # Snapshots.
 

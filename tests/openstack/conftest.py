@@ -1,0 +1,141 @@
+"""One rig for the session: two backends of ours, and the stock RBD driver as rival."""
+
+import contextlib
+import re
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from volcore.testing.nbd_disk import NbdDisk
+from volcore.testing.server import RunningServer
+
+from .cinder_api import CinderApi
+from .rig import Rig
+
+DRIVER = "volcore.cinder.driver.VolcoreDriver"
+
+
+class Site:
+    """Cinder, the servers behind it, and the contents of volumes."""
+
+    def __init__(self, cinder, rig, rbd, local, conf_path, pool):
+        self.cinder, self.rig, self.conf_path, self.pool = cinder, rig, conf_path, pool
+        self.servers = {"ours-rbd": rbd, "ours-local": local}
+
+    def name(self, volume: dict) -> str:
+        """The resource name of Cinder's volume."""
+        name_id = volume.get("os-vol-mig-status-attr:name_id") or volume["id"]
+        return f"pools/p/volumes/volume-{name_id}"
+
+    @contextlib.contextmanager
+    def disk(self, backend: str, volume: dict):
+        """A disk with read(offset, length) and write(offset, data)."""
+        with self.servers[backend].client() as client:
+            name = self.name(volume)
+            if backend == "ours-rbd":
+                with self._image(client.get_volume(name).backend_name) as image:
+                    yield SimpleNamespace(
+                        read=image.read, write=lambda offset, data: image.write(data, offset)
+                    )
+                return
+            nbd = client.attach_volume(name, "tests").nbd
+            try:
+                with NbdDisk(nbd.socket_path, nbd.export_name) as disk:
+                    yield disk
+                    disk.flush()
+            finally:
+                client.detach_volume(name, "tests")
+
+    @contextlib.contextmanager
+    def _image(self, name: str):
+        import rados
+        import rbd
+
+        with (
+            rados.Rados(conffile=str(self.conf_path), name="client.admin") as cluster,
+            cluster.open_ioctx(self.pool) as ioctx,
+            rbd.Image(ioctx, name) as image,
+        ):
+            yield image
+
+    def leftovers(self, backend: str) -> list[str]:
+        """What the catalog of a backend still has, deletes behind the answer awaited."""
+        deadline = time.monotonic() + 60
+        with self.servers[backend].client() as client:
+            while True:
+                left = [v.name for v in client.list_volumes("pools/p", show_deleted=True)]
+                left += [s.name for s in client.list_snapshots("pools/p/volumes/-")]
+                left += [a.name for a in client.list_attachments("pools/p/volumes/-")]
+                left += [i.name for i in client.list_images("pools/p")]
+                if backend == "ours-rbd":
+                    left += self._in_pool()
+                if not left or time.monotonic() > deadline:
+                    return left
+                time.sleep(0.5)
+
+    def _in_pool(self) -> list[str]:
+        import rados
+        import rbd
+
+        with (
+            rados.Rados(conffile=str(self.conf_path), name="client.admin") as cluster,
+            cluster.open_ioctx(self.pool) as ioctx,
+        ):
+            trashed = [entry["name"] for entry in rbd.RBD().trash_list(ioctx)]
+            return [*rbd.RBD().list(ioctx), *trashed]
+
+
+@pytest.fixture(scope="session")
+def site(ceph_cluster, tmp_path_factory):
+    home = tmp_path_factory.mktemp("rig")
+    conf_path = ceph_cluster.conf_path
+    for pool in ("volcore-test-cinder", "volcore-test-stock"):
+        ceph_cluster.create_pool(pool)
+    rbd = RunningServer(
+        home / "rbd",
+        f'backend = "rbd"\npool = "volcore-test-cinder"\nceph_conf = "{conf_path}"\n'
+        'user = "admin"\n',
+    )
+    local = RunningServer(home / "local")
+    ours = {
+        name: {"volume_driver": DRIVER, "volcore_endpoint": server.endpoint, "volcore_pool": "p"}
+        for name, server in (("ours-rbd", rbd), ("ours-local", local))
+    }
+    stock = {
+        "volume_driver": "cinder.volume.drivers.rbd.RBDDriver",
+        "rbd_pool": "volcore-test-stock",
+        "rbd_user": "admin",
+        "rbd_ceph_conf": str(conf_path),
+    }
+    with rbd, local, Rig(home / "cinder", {**ours, "stock": stock}) as rig:
+        cinder = CinderApi(rig.api)
+        for name in ("ours-rbd", "ours-local", "stock"):
+            cinder.make_type(name, name)
+        wait_up(cinder, rig)
+        yield Site(cinder, rig, rbd, local, conf_path, "volcore-test-cinder")
+    for pool in ("volcore-test-cinder", "volcore-test-stock"):
+        ceph_cluster.delete_pool(pool)
+
+
+def wait_up(cinder, rig, *, since=0):
+    """Wait until all backends are initialized, after `since` in the log, and known for it."""
+    deadline = time.monotonic() + 90
+    wanted = {"ours-rbd", "ours-local", "stock"}
+    while True:
+        said = rig.log("volume")[since:]
+        pools = cinder.call("GET", "/scheduler-stats/get_pools?detail=true")["pools"]
+        up = {p["name"].split("@")[1].split("#")[0] for p in pools}
+        if wanted <= up and said.count("Driver initialization completed") >= len(wanted):
+            return
+        assert time.monotonic() < deadline, f"only {up} are up:\n{said[-6000:]}"
+        time.sleep(0.5)
+
+
+def errors(text: str) -> list[str]:
+    """The errors in a Cinder log, each with its traceback: what has one time and process."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if told := re.match(r"(\S+ \S+ \d+) (ERROR|CRITICAL) ", line):
+            found.setdefault(told[1], []).append(line)
+    return ["\n".join(lines) for lines in found.values()]

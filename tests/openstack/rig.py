@@ -1,0 +1,208 @@
+"""Real Cinder services on loopback: RabbitMQ, MariaDB and cinder-api, -scheduler and -volume.
+
+Everything lies in one directory. Only processes started here are ended, by their process groups.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+VENV = ROOT / ".venv-openstack"
+START_S = 90.0
+
+_CONF = """\
+[DEFAULT]
+auth_strategy = noauth
+host = rig
+my_ip = 127.0.0.1
+transport_url = rabbit://guest:guest@127.0.0.1:{rabbit}/
+osapi_volume_listen = 127.0.0.1
+osapi_volume_listen_port = {api}
+osapi_volume_workers = 1
+state_path = {home}/state
+api_paste_config = {home}/etc/api-paste.ini
+resource_query_filters_file = {home}/etc/resource_filters.json
+rootwrap_config = {home}/etc/rootwrap.conf
+enabled_backends = {backends}
+report_interval = 5
+service_down_time = 120
+quota_volumes = -1
+quota_snapshots = -1
+quota_gigabytes = -1
+backend_stats_polling_interval = 5
+[database]
+connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/cinder
+[oslo_concurrency]
+lock_path = {home}/state/lock
+[coordination]
+backend_url = file://{home}/state/coordination
+"""
+
+
+def free_port() -> int:
+    """Return a port below the kernel's ephemeral range on which nobody listens."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class Rig:
+    """Cinder with the given backend sections, started by `with`."""
+
+    def __init__(self, home: Path, backends: dict[str, dict[str, str]], *, native: bool = False):
+        self.home = home
+        self.native = native
+        self.rabbit, self.dist, self.epmd, self.maria, self.api = (free_port() for _ in range(5))
+        self.processes: dict[str, subprocess.Popen] = {}
+        shutil.copytree(VENV / "etc" / "cinder", home / "etc")
+        for name in ("state/lock", "state/coordination", "log", "rabbit/mnesia", "rabbit/log"):
+            (home / name).mkdir(parents=True)
+        text = _CONF.format(
+            home=home,
+            rabbit=self.rabbit,
+            maria=self.maria,
+            api=self.api,
+            backends=",".join(backends),
+        )
+        for name, options in backends.items():
+            lines = [f"{key} = {value}" for key, value in options.items()]
+            text += "\n".join([f"[{name}]", f"volume_backend_name = {name}", *lines, ""])
+        self.conf = home / "cinder.conf"
+        self.conf.write_text(text)
+
+    def __enter__(self):
+        try:
+            self._start_rabbit()
+            self._start_maria()
+            self._cinder_manage("db", "sync")
+            for name in ("api", "scheduler", "volume"):
+                self.start(name)
+            self._wait_port("api", self.api)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for name in reversed(list(self.processes)):
+            self.stop(name)
+
+    def start(self, name: str) -> None:
+        """Start one of Cinder's services."""
+        program = VENV / "bin" / f"cinder-{name}"
+        extra = {"OS_CINDER_DISABLE_EVENTLET_PATCHING": "1"} if self.native else {}
+        self._spawn(name, [program, "--config-file", self.conf], extra)
+
+    def stop(self, name: str, *, hard: bool = False) -> None:
+        """End one service with all that it started."""
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL if hard or name == "rabbit" else signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+    def log(self, name: str) -> str:
+        """Return what a service has said."""
+        return (self.home / "log" / f"{name}.log").read_text(errors="replace")
+
+    def _spawn(self, name, command, environment):
+        with (self.home / "log" / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+                start_new_session=True,
+                env={
+                    "PATH": f"{VENV}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                    "HOME": str(self.home),
+                    "LC_ALL": "C.UTF-8",
+                    "PYTHONNOUSERSITE": "1",
+                    **environment,
+                },
+            )
+
+    def _start_rabbit(self):
+        home = self.home / "rabbit"
+        (home / "enabled_plugins").write_text("[].")
+        (home / "rabbitmq.conf").write_text("disk_free_limit.absolute = 50MB\n")
+        names = {"ERL_EPMD_ADDRESS": "127.0.0.1", "ERL_EPMD_PORT": str(self.epmd)}
+        # Ours in the foreground; Erlang's own would outlive us.
+        self._spawn("epmd", ["epmd", "-port", self.epmd, "-address", "127.0.0.1"], names)
+        self._wait_port("epmd", self.epmd)
+        self._spawn(
+            "rabbit",
+            ["/usr/lib/rabbitmq/bin/rabbitmq-server"],
+            names
+            | {
+                "HOME": str(home),
+                "RABBITMQ_NODENAME": "rig@localhost",
+                "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+                "RABBITMQ_NODE_PORT": str(self.rabbit),
+                "RABBITMQ_DIST_PORT": str(self.dist),
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                    "-kernel inet_dist_use_interface {127,0,0,1}"
+                ),
+                "RABBITMQ_MNESIA_BASE": f"{home}/mnesia",
+                "RABBITMQ_LOG_BASE": f"{home}/log",
+                "RABBITMQ_PID_FILE": f"{home}/pid",
+                "RABBITMQ_CONFIG_FILE": f"{home}/rabbitmq",
+                "RABBITMQ_ENABLED_PLUGINS_FILE": f"{home}/enabled_plugins",
+                "RABBITMQ_CONF_ENV_FILE": f"{home}/none",
+            },
+        )
+        self._wait_port("rabbit", self.rabbit)
+
+    def _start_maria(self):
+        home = self.home / "maria"
+        home.mkdir()
+        user = f"--user={os.environ.get('USER', 'root')}" if os.geteuid() else "--user=root"
+        subprocess.run(
+            ["mariadb-install-db", "--no-defaults", user, f"--datadir={home}/data",
+             "--auth-root-authentication-method=normal"],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        self._spawn(
+            "maria",
+            ["mariadbd", "--no-defaults", user, f"--datadir={home}/data", f"--socket={home}/s",
+             f"--pid-file={home}/pid", f"--port={self.maria}", "--bind-address=127.0.0.1",
+             "--character-set-server=utf8", "--innodb-buffer-pool-size=128M"],
+            {},
+        )  # fmt: skip
+        self._wait_port("maria", self.maria)
+        grants = (
+            "create database cinder; create user rig@'127.0.0.1' identified by 'rig'; "
+            "grant all on *.* to rig@'127.0.0.1'"
+        )
+        subprocess.run(["mariadb", "-u", "root", "-S", f"{home}/s", "-e", grants], check=True)
+
+    def _cinder_manage(self, *words):
+        done = subprocess.run(
+            [VENV / "bin" / "cinder-manage", "--config-file", self.conf, *words],
+            capture_output=True, text=True, cwd=self.home,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _wait_port(self, name, port):
+        deadline = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return
+            process = self.processes[name]
+            assert process.poll() is None, f"{name} ended:\n{self.log(name)[-3000:]}"
+            assert time.monotonic() < deadline, f"{name} is silent:\n{self.log(name)[-3000:]}"
+            time.sleep(0.1)

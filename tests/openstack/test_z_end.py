@@ -1,0 +1,28 @@
+"""The last one of the run: nothing is left, and no log has an error that no user caused."""
+
+import pytest
+
+from .conftest import errors
+
+# What the tests ask for that cannot be: to delete a volume in use, to attach one of a local pool.
+EXPECTED = ("Unable to delete busy volume", "use a type of an rbd pool")
+
+
+@pytest.mark.parametrize("backend", ["ours-rbd", "ours-local"])
+def test_nothing_is_left(site, backend):
+    """Goal: pool and catalog are empty when all volumes are deleted."""
+    assert site.leftovers(backend) == []
+
+
+@pytest.mark.parametrize("service", ["api", "scheduler", "volume"])
+def test_no_errors_in_cinder(site, service):
+    """Goal: Cinder had nothing to complain about."""
+    found = errors(site.rig.log(service))
+    assert [one for one in found if not any(text in one for text in EXPECTED)] == []
+
+
+@pytest.mark.parametrize("backend", ["ours-rbd", "ours-local"])
+def test_no_errors_in_the_server(site, backend):
+    """Goal: neither had the server."""
+    lines = site.servers[backend].log().splitlines()
+    assert [line for line in lines if '"level": "error"' in line or "Traceback" in line] == []
