@@ -68,9 +68,11 @@ def test_compliance():
 
 
 def test_no_librados():
-    """Goal: cinder-volume needs no Ceph for us. Method: import the driver, look at the modules."""
+    """Goal: cinder-volume needs no Ceph for us. Method: import the driver where it is absent."""
     code = (
-        "import sys, volcore.cinder.driver\n"
-        "raise SystemExit(bool({'rados', 'rbd', 'volcore.backends'} & set(sys.modules)))\n"
+        "import sys\n"
+        "sys.modules['rados'] = sys.modules['rbd'] = None\n"
+        "import volcore.cinder.driver\n"
+        "raise SystemExit('volcore.backends' in sys.modules)\n"
     )
     assert subprocess.run([VENV / "bin" / "python", "-c", code]).returncode == 0
