@@ -4,6 +4,7 @@ import pytest
 
 from rbd_backend.pools import leftovers, opened, raw_pool
 from volcore.backends.rbd.direct import family
+from volcore.backends.rbd.direct.plan import trashing
 from volcore.errors import NotFoundError
 from volcore.limits import MIB
 from volcore.testing.device_contract import fetch, put
@@ -102,6 +103,32 @@ def test_delete_with_siblings(popular, ceph_cluster, ceph_pool):
         popular.delete(f"c{number}")
     popular.collect()
     assert leftovers(ceph_cluster, ceph_pool) == {name for name in clean if gold_id not in name}
+
+
+def test_nothing_out_of_sight_stays(direct):
+    """Goal: what a last clone left when it went as its snapshot was hidden goes, too.
+
+    Method: hide snapshots that have no clone, as librbd does; delete another one, and one again.
+    """
+    gold, session = kin_id(direct), direct._session()
+
+    def hide(name):
+        snap = session.headers.find_snapshot(gold, name).snap
+        assert session.direct.waves.run([trashing(gold, snap)]) == [0]
+
+    direct.create_snapshot("gold", "t")
+    hide("t")
+    direct.clone("gold", "s", "c", SIZE)
+    direct.delete_snapshot("gold", "s")
+    assert len(session.headers.snaps(gold)) == 1  # the clone's
+    assert fetch(direct, "c", 0, 4) == b"gold"
+    direct.delete("c")
+    assert session.headers.snaps(gold) == []
+    direct.create_snapshot("gold", "u")
+    hide("u")
+    with pytest.raises(NotFoundError):
+        direct.delete_snapshot("gold", "u")
+    assert session.headers.snaps(gold) == []
 
 
 def test_a_sibling_cut_short(popular, monkeypatch):

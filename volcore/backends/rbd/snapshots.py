@@ -1,5 +1,7 @@
 """Making snapshots: by the short path if nobody has the volume open, else through librbd."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from volcore.backends.rbd import clones
@@ -9,6 +11,7 @@ from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.session import Session
 from volcore.backends.refusals import id_taken, volume_missing
+from volcore.errors import NotFoundError
 from volcore.limits import SNAPSHOTS_PER_VOLUME_MAX
 
 
@@ -45,14 +48,32 @@ def delete(session: Session, entry: Entry, image: Any, snapshot_id: str) -> None
     """Delete a snapshot of an open image, its siblings before it.
 
     While the image is open in this process no new sibling is made. A crash leaves the snapshot with
-    fewer siblings.
+    fewer siblings; to repeat the call deletes what it left out of sight.
     """
     found = session.headers.snapshots(entry.image_id)
     own = next((one for one in found if one.user and one.name == snapshot_id), None)
-    siblings = [one.name for one in siblings_of(found, own)] if own is not None else []
+    siblings = siblings_of(found, own) if own is not None else []
     if siblings:
-        session.reaper.delete_live(image, siblings)
-    image.remove_snap(snapshot_id)
+        session.reaper.delete_live(image, [one.name for one in siblings])
+    try:
+        image.remove_snap(snapshot_id)
+    finally:
+        gone = [one.snap for one in found if one is own or one in siblings or not one.user]
+        _drop_needless(session, entry, image, gone)
+
+
+def _drop_needless(session: Session, entry: Entry, image: Any, snaps: Sequence[int]) -> None:
+    """Delete those of the snapshots that are out of sight and have no clone.
+
+    librbd puts a snapshot with clones out of sight, and deletes it with the last of them; a last
+    clone that goes in between sees it where it was, and leaves it.
+    """
+    for snap in snaps:
+        with suppress(NotFoundError):
+            is_hidden = not session.headers.snapshot(entry.image_id, snap).user
+            if is_hidden and not session.headers.has_children(entry.image_id, snap):
+                with translated(f"delete snapshot {snap} of volume {entry.volume_id}"):
+                    image.remove_snap_by_id(snap)
 
 
 def _create_by_librbd(session: Session, entry: Entry, image: Any, snapshot_id: str) -> None:
