@@ -16,11 +16,14 @@ def names(server):
 
 
 def started(server, image):
-    """A run that goes on for a while, when its first volumes are there."""
+    """A run that goes on for a while, when its first volumes are there.
+
+    It takes SIGINT also where the tests run in the background of a shell, which ignores that.
+    """
     before = names(server)
     words = ["bench", "deploy", image, "--count", "100000", "--callers", "2"]
     process = subprocess.Popen(
-        [BIN / "volcore", *words], env=server.environment,
+        ["env", "--default-signal=INT", BIN / "volcore", *words], env=server.environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end_s = time.monotonic() + 60
