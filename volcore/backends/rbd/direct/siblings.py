@@ -17,6 +17,7 @@ Invariants:
 import logging
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -40,6 +41,8 @@ from volcore.backends.rbd.reads import Wave
 from volcore.errors import VolcoreError
 from volcore.limits import CHUNK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX
 
+OPENERS_S: Final = 1.0
+"""librbd reads a header, then watches it: whoever read that of before is seen after so long."""
 _MAP_BYTES_MAX: Final = VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES // 4 * 2
 _LOG: Final = logging.getLogger(__name__)
 
@@ -126,6 +129,7 @@ class Siblings:
         unproven = family.unproven or self._snapshot(entry, family)
         if unproven is None or unproven.size_bytes != family.own.size_bytes:
             return False
+        time.sleep(OPENERS_S)
         if not self._is_unchanged(
             entry.image_id, family.own, newest=unproven.snap, sibling=unproven.snap
         ):
