@@ -85,3 +85,18 @@ def test_bad_questions(bench):
         with pytest.raises(NotFoundError) as missing:
             engine.diffs.diff_snapshot("p", "v", name, base=base)
         assert missing.value.reason is Reason.SNAPSHOT_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "bench", ["memory", "local", pytest.param("rbd", marks=pytest.mark.ceph)], indirect=True
+)
+@pytest.mark.parametrize("gone", ["a", "b"])
+def test_a_snapshot_deleted_around_the_service(bench, gone):
+    """Goal: NOT_FOUND, not a fault. Method: delete one of the two in the backend only."""
+    engine = bench.engine
+    engine.volumes.create("p", CreateVolume(name="v", size_bytes=MIB))
+    made = {name: engine.snapshots.create("p", "v", name) for name in ("a", "b")}
+    bench.pool.backend.delete_snapshot(made[gone].backend_volume_id, made[gone].backend_id)
+    with pytest.raises(NotFoundError) as caught:
+        engine.diffs.diff_snapshot("p", "v", "b", base="a")
+    assert caught.value.reason is Reason.OBJECT_NOT_FOUND

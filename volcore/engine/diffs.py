@@ -24,7 +24,7 @@ class Diffs:
         end after `start_bytes`, the first one cut there.
 
         Raises:
-            NotFoundError: SNAPSHOT_NOT_FOUND.
+            NotFoundError: SNAPSHOT_NOT_FOUND; OBJECT_NOT_FOUND, the storage has lost it.
             NotSupportedError: CAPABILITY_ABSENT.
             InvalidArgumentError: BAD_FIELD, the base is newer than the snapshot.
             OutOfRangeError: OFFSET_PAST_END.
@@ -65,9 +65,13 @@ def _check_start(snapshot: Snapshot, start_bytes: int) -> None:
 
 
 def _check_order(at: Pool, base: Snapshot, snapshot: Snapshot) -> None:
-    """Refuse a base that is newer; the storage knows the order, clocks of servers may differ."""
-    order = at.backend.describe(snapshot.backend_volume_id).snapshot_ids
-    if order.index(base.backend_id) > order.index(snapshot.backend_id):
+    """Refuse a base that is newer; the storage knows the order, clocks of servers may differ.
+
+    What was deleted around this service is the backend's to tell.
+    """
+    ids = at.backend.describe(snapshot.backend_volume_id).snapshot_ids
+    order = {snapshot_id: number for number, snapshot_id in enumerate(ids)}
+    if order.get(base.backend_id, -1) > order.get(snapshot.backend_id, len(ids)):
         raise InvalidArgumentError(
             f"base_snapshot {base.name!r} is newer than snapshot {snapshot.name!r}; exchange them",
             reason=Reason.BAD_FIELD,

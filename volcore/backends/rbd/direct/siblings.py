@@ -41,7 +41,7 @@ from volcore.backends.rbd.reads import Wave
 from volcore.errors import VolcoreError
 from volcore.limits import CHUNK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX
 
-OPENERS_S: Final = 1.0
+PROOF_DELAY_S: Final = 1.0
 """librbd reads a header, then watches it: whoever read that of before is seen after so long."""
 _MAP_BYTES_MAX: Final = VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES // 4 * 2
 _LOG: Final = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Siblings:
         unproven = family.unproven or self._snapshot(entry, family)
         if unproven is None or unproven.size_bytes != family.own.size_bytes:
             return False
-        time.sleep(OPENERS_S)
+        time.sleep(PROOF_DELAY_S)
         if not self._is_unchanged(
             entry.image_id, family.own, newest=unproven.snap, sibling=unproven.snap
         ):
