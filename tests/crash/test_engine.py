@@ -8,14 +8,16 @@ import pytest
 from volcore.backends.memory import MemoryBackend
 from volcore.catalog.sqlite import SqliteCatalog
 from volcore.database import Database
+from volcore.engine import making
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume, SourceRef
-from volcore.errors import NotFoundError, VolcoreError
+from volcore.errors import NotFoundError, Reason, UnavailableError, VolcoreError
 from volcore.limits import MIB
 from volcore.model.records import (
     GroupSnapshot,
     Image,
     Intent,
+    IntentAction,
     Operation,
     Snapshot,
     SourceKind,
@@ -24,6 +26,7 @@ from volcore.model.records import (
     Volume,
 )
 from volcore.testing.crash import Crash, CrashingBackend, CrashingCatalog, CrashSwitch
+from volcore.testing.intents import intents_of
 
 SIZE = 8 * MIB
 DAY_S = 24 * 3600
@@ -53,6 +56,7 @@ def prepare(engine: Engine) -> None:
     engine.images.publish("p", "gold", "src", "s")
     engine.volumes.deploy("p", "gold", ["old", "one", "two"])
     engine.group_snapshots.create("p", "g", ["one", "two"])
+    engine.pools.open("p").making.flush()
 
 
 def deploy(engine: Engine) -> None:
@@ -95,7 +99,7 @@ def check_whole(engine: Engine) -> None:
     """No intent, nothing half-made, and the backend holds exactly what the catalog names."""
     finished(engine)
     pool = engine.pools.open("p")
-    assert pool.list(Intent) == []
+    assert intents_of(pool) == []
     volumes, snapshots, images = pool.list(Volume), pool.list(Snapshot), pool.list(Image)
     groups = pool.list(GroupSnapshot)
     assert all(r.state is State.READY for r in [*volumes, *snapshots, *images, *groups])
@@ -151,23 +155,123 @@ def test_crash_at_every_step(scenario):
         check_whole(engine)
 
 
-def test_one_stuck_change_does_not_stop_a_pool():
-    """A half-made volume that somebody has open stays invisible; the pool is served anyway."""
+@pytest.fixture
+def site():
     backend, catalog = MemoryBackend(), SqliteCatalog(Database(None))
     backend.open()
     prepare(start(backend, catalog))
-    switch = CrashSwitch(4)  # dies right after the backend has made the volume
-    new = CreateVolume(name="new", size_bytes=SIZE)
+    return backend, catalog
+
+
+def test_one_stuck_change_does_not_stop_a_pool(site):
+    """A half-made image that somebody has open stays invisible; the pool is served anyway."""
+    backend, catalog = site
+    there = set(backend.walk())
+    switch = CrashSwitch(7)  # dies when the image's volume is made, and not frozen yet
+    engine = start(CrashingBackend(backend, switch), CrashingCatalog(catalog, switch))
     with contextlib.suppress(Crash):
-        start(CrashingBackend(backend, switch), CrashingCatalog(catalog, switch)).volumes.create(
-            "p", new
-        )
-    (half,) = [name for name in backend.walk() if name.startswith("new.")]
+        engine.images.publish("p", "gold2", "src", "s")
+    (half,) = set(backend.walk()) - there
     with backend.open_device(half, read_only=True):
         engine = start(backend, catalog)
         assert engine.volumes.get("p", "old").name == "old"
         with pytest.raises(NotFoundError):
-            engine.volumes.get("p", "new")
-        assert len(engine.pools.open("p").list(Intent)) == 1
+            engine.images.get("p", "gold2")
+        assert len(intents_of(engine.pools.open("p"))) == 1
     check_whole(start(backend, catalog))
-    assert engine.volumes.create("p", new).backend_id != half
+    assert engine.images.publish("p", "gold2", "src", "s").backend_volume_id != half
+
+
+class FailingBackend(CrashingBackend):
+    """A backend whose next acts fail as told; None: that one works."""
+
+    def __init__(self, inner):
+        super().__init__(inner, CrashSwitch())
+        self.clones, self.deletes = [], []
+
+    def clone(self, *args):
+        if self.clones and (err := self.clones.pop(0)):
+            raise err
+        return super().clone(*args)
+
+    def delete(self, volume_id):
+        if self.deletes and (err := self.deletes.pop(0)):
+            raise err
+        return super().delete(volume_id)
+
+
+def unreachable() -> UnavailableError:
+    return UnavailableError("away", reason=Reason.CLUSTER_UNREACHABLE)
+
+
+def test_what_failed_is_never_shown(site):
+    """Goal: nothing half-made is shown. Method: the clone fails, and so does taking it back.
+
+    The next server finds that it is not there; the same one takes it back before it tries again.
+    """
+    backend, catalog = site
+    for restart in (False, True):
+        failing = FailingBackend(backend)
+        engine = start(failing, catalog)
+        pool = engine.pools.open("p")
+        failing.clones, failing.deletes = [unreachable()], [unreachable()]
+        (result,) = engine.volumes.deploy("p", "gold", ["new"])
+        assert isinstance(result, UnavailableError)
+        (written,) = [v for v in map(Volume.decode, values(catalog)) if v.name == "new"]
+        assert written.state is State.READY
+        assert pool.find(Volume, "new").state is State.CREATING
+        assert "new" not in {v.name for v in engine.volumes.list("p", limit=100)}
+        with pytest.raises(NotFoundError):
+            engine.volumes.get("p", "new")
+        with pytest.raises(NotFoundError):
+            engine.volumes.resize("p", "new", 2 * SIZE)
+        if restart:
+            engine = start(backend, catalog)
+            check_whole(engine)
+            assert not {v.name for v in engine.volumes.list("p", limit=100)} & {"new"}
+        (made,) = engine.volumes.deploy("p", "gold", ["new"])
+        assert made.id != written.id
+        assert engine.volumes.get("p", "new") == made
+        check_whole(engine)
+        engine.volumes.delete("p", "new", purge=True)
+        finished(engine)
+
+
+def values(catalog) -> list[bytes]:
+    return [value for _, value in catalog.list(Volume.KIND)]
+
+
+@pytest.mark.parametrize("after", ["nothing", "trash", "undelete", "delete", "resize", "again"])
+def test_dead_before_the_intent_is_erased(site, monkeypatch, after):
+    """Goal: an answer holds, whatever came after it. Method: keep the intent; another server."""
+    backend, catalog = site
+    monkeypatch.setattr(making, "DELAY_S", 3600.0)
+    engine = start(backend, catalog)
+    (made,) = engine.volumes.deploy("p", "gold", ["new"])
+    match after:
+        case "trash":
+            engine.volumes.delete("p", "new")
+        case "undelete":
+            engine.volumes.delete("p", "new")
+            engine.trash.undelete("p", "new", new_name="back")
+        case "delete":
+            engine.volumes.delete("p", "new", purge=True)
+        case "resize":
+            made = engine.volumes.resize("p", "new", 2 * SIZE)
+        case "again":
+            engine.volumes.delete("p", "new", purge=True)
+            made = engine.volumes.create("p", CreateVolume(name="new", size_bytes=SIZE))
+    assert engine.deletions.wait(10)
+    (left,) = [Intent.decode(raw) for _, raw in catalog.list(Intent.KIND)]
+    assert left.action is IntentAction.MAKE_VOLUME
+    again = start(backend, catalog)
+    check_whole(again)
+    found = {v.name: v for v in again.volumes.list("p", limit=100)}
+    if after in ("nothing", "resize", "again"):
+        assert found["new"] == made
+    elif after == "undelete":
+        assert found["back"].id == made.id
+    else:
+        assert "new" not in found
+    if after == "trash":
+        assert again.trash.undelete("p", "new").id == made.id

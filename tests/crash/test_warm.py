@@ -12,8 +12,9 @@ from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume
 from volcore.errors import VolcoreError
 from volcore.limits import MIB
-from volcore.model.records import Image, Intent, State, Volume, WarmClone
+from volcore.model.records import Image, State, Volume, WarmClone
 from volcore.testing.crash import Crash, CrashingBackend, CrashingCatalog, CrashSwitch
+from volcore.testing.intents import intents_of
 
 SIZE = 8 * MIB
 MAX = 8
@@ -31,7 +32,7 @@ def keep(engine: Engine) -> None:
     while engine.warm.step(engine.pools.open("p")):
         pass
     assert engine.deletions.wait(60)
-    engine.pools.open("p").list(Intent)  # dies if the process died meanwhile
+    intents_of(engine.pools.open("p"))  # dies if the process died meanwhile
 
 
 def deploy(engine: Engine, *names: str) -> None:
@@ -71,7 +72,7 @@ SCENARIOS = {
 def check_whole(engine: Engine) -> None:
     """The backend holds what volumes, images and READY clones name, each once."""
     pool = engine.pools.open("p")
-    assert pool.list(Intent) == []
+    assert intents_of(pool) == []
     volumes, images, clones = pool.list(Volume), pool.list(Image), pool.list(WarmClone)
     assert all(r.state is State.READY for r in [*volumes, *images, *clones])
     named = [v.backend_id for v in [*volumes, *clones]] + [i.backend_volume_id for i in images]

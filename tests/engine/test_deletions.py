@@ -28,6 +28,7 @@ from volcore.errors import (
 from volcore.limits import MIB
 from volcore.model.records import Intent, Operation, Phase, Snapshot, SourceKind, Volume
 from volcore.testing.device_contract import fetch, put
+from volcore.testing.intents import intents_of
 
 SIZE = 8 * MIB
 only_memory = pytest.mark.parametrize("bench", ["memory"], indirect=True)
@@ -72,7 +73,7 @@ def test_the_work_is_an_operation(bench):
         assert bench.pool.find(Operation, one.id) == ended
     assert {o.id for o in bench.engine.operations.list("p", limit=9)} >= {begun.id, image.id}
     assert not list(bench.pool.backend.walk())
-    assert bench.pool.list(Intent) == bench.pool.list(Snapshot) == []
+    assert intents_of(bench.pool) == bench.pool.list(Snapshot) == []
     assert bench.engine.volumes.delete("p", "v") is None
 
 
@@ -81,7 +82,7 @@ def test_local_deletes_leave_nothing_to_do(bench):
     """Goal: one commit where that is enough. Method: no operation, no intent, no volume."""
     bench.engine.volumes.create("p", blank("v"))
     assert bench.engine.volumes.delete("p", "v") is None
-    assert bench.pool.list(Operation) == bench.pool.list(Intent) == []
+    assert bench.pool.list(Operation) == intents_of(bench.pool) == []
     assert not list(bench.pool.backend.walk())
 
 
@@ -135,7 +136,7 @@ def test_a_server_that_lost_its_lock_deletes_nothing(bench, monkeypatch):
             with pytest.raises(UnavailableError):
                 bench.engine.volumes.delete("p", "v")
     assert bench.engine.volumes.get("p", "v")
-    assert bench.pool.list(Intent) == bench.pool.list(Operation) == []
+    assert intents_of(bench.pool) == bench.pool.list(Operation) == []
 
 
 @only_memory
@@ -154,7 +155,7 @@ def test_a_name_is_free_while_its_volume_is_freed(bench):
     assert list(bench.pool.backend.walk()) == [new.backend_id]
     assert bench.pool.list(Volume) == [new]
     assert bench.pool.list(Snapshot) == [fresh]
-    assert bench.pool.list(Intent) == unready(bench) == []
+    assert intents_of(bench.pool) == unready(bench) == []
 
 
 @not_joined
@@ -186,7 +187,7 @@ def test_snapshots_are_freed_behind_the_answer(bench):
         assert present.backend_id != previous.backend_id
     assert engine.deletions.wait(30)
     assert bench.pool.list(Snapshot) == [previous]
-    assert bench.pool.list(Intent) == unready(bench) == []
+    assert intents_of(bench.pool) == unready(bench) == []
     for left in (present, previous):
         with (
             suppress(NotFoundError),
@@ -219,7 +220,7 @@ def test_a_snapshot_is_freed_by_the_next_start(bench):
         backend.open_device(volume.backend_id, old.backend_id, read_only=True)
     backend.open_device(volume.backend_id, fresh.backend_id, read_only=True).close()
     assert fetch(backend, clone.backend_id, 0, 4) == b"kept"
-    assert bench.pool.list(Intent) == unready(bench) == []
+    assert intents_of(bench.pool) == unready(bench) == []
     again.close(5)
 
 
@@ -248,7 +249,7 @@ def test_an_intent_without_its_operation_is_settled(bench):
     again = Engine(EngineSettings(server_id="again"))
     again.add_pool("p", bench.pool.backend, bench.pool.catalog, None)
     assert not list(bench.pool.backend.walk())
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
 
 
 @not_joined
@@ -266,7 +267,7 @@ def test_parents_first(bench):
             engine.volumes.delete("p", f"v{level}", force=True)
     assert engine.deletions.wait(120)
     assert not list(bench.pool.backend.walk())
-    assert bench.pool.list(Intent) == unready(bench) == []
+    assert intents_of(bench.pool) == unready(bench) == []
 
 
 @only_memory
@@ -299,6 +300,7 @@ def test_ended_ones_are_forgotten(bench, monkeypatch):
     again.add_pool("p", bench.pool.backend, bench.pool.catalog, None)
     work(again, 2)
     assert {o.id for o in bench.pool.list(Operation)} == set(begun[-3:])
+    again.close(5)
 
 
 class LosingCatalog(SqliteCatalog):
@@ -322,13 +324,14 @@ def test_a_lost_answer(lost):
     engine = Engine(EngineSettings(server_id="test"))
     engine.add_pool("p", backend, catalog, None)
     engine.volumes.create("p", blank("v"))
+    engine.pools.open("p").making.close()
     catalog.lose = lost
     with pytest.raises(UnavailableError):
         engine.volumes.delete("p", "v")
     engine.volumes.delete("p", "v")
     assert engine.deletions.wait(30)
     assert not list(backend.walk())
-    assert engine.pools.open("p").list(Intent) == []
+    assert intents_of(engine.pools.open("p")) == []
     assert all(o.finished for o in engine.pools.open("p").list(Operation))
 
 
@@ -346,7 +349,7 @@ def test_a_cut_off_change_is_settled_first(bench):
     assert bench.engine.volumes.delete("p", "v") is not None
     assert bench.engine.deletions.wait(30)
     assert not list(bench.pool.backend.walk())
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
 
 
 @pytest.mark.ceph
@@ -367,6 +370,7 @@ def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path)
     for name in [*names, "v9"]:
         engine.volumes.create("p", blank(name))
     engine.deletions.close(5)  # what follows the answer is left to the next start
+    engine.pools.open("p").making.close()
     counts = []
     for name in names:
         if name == "v2":  # from here on to the trash

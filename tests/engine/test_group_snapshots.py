@@ -12,7 +12,8 @@ from volcore.errors import (
     PreconditionError,
     Reason,
 )
-from volcore.model.records import Intent, SourceKind
+from volcore.model.records import SourceKind
+from volcore.testing.intents import intents_of
 
 pytestmark = pytest.mark.parametrize("bench", ["memory", "local"], indirect=True)
 
@@ -37,7 +38,7 @@ def test_same_call_returns_same_group(bench, groups):
             groups.create("p", "g", volumes, labels=labels)
         assert caught.value.reason is Reason.NAME_TAKEN
     assert groups.list("p", limit=9) == [first]
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
 
 
 def test_members_are_snapshots(bench, groups):
@@ -96,7 +97,7 @@ def test_deleting_waits_for_readers(bench, groups):
         assert device.read(0, 1) == b"b"
     groups.delete("p", "g")
     assert bench.engine.snapshots.list("p", limit=9) == []
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
 
 
 def test_a_pool_that_cannot(bench, groups, monkeypatch):

@@ -27,6 +27,7 @@ from volcore.model.records import (
     TrashedVolume,
     Volume,
 )
+from volcore.testing.intents import intents_of
 
 SIZE = 8 * MIB
 RETENTION_S = 3600
@@ -86,7 +87,7 @@ def test_there_and_back(bench, trash):
     (gone,) = volumes.list_with_deleted("p", limit=9)
     assert gone.volume == volume
     assert gone.purge_time_ns - gone.delete_time_ns == RETENTION_S * 10**9
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
     assert stored(bench) == {volume.backend_id}
     back = trash.undelete("p", "v")
     assert trash.undelete("p", "v") == back == volumes.get("p", "v")
@@ -101,7 +102,7 @@ def test_there_and_back(bench, trash):
     volumes.delete("p", "v", force=True, purge=True)
     volumes.delete("p", "c", purge=True)
     assert stored(bench) == set()
-    assert in_trash(bench) == bench.pool.list(Intent) == bench.pool.list(Snapshot) == []
+    assert in_trash(bench) == intents_of(bench.pool) == bench.pool.list(Snapshot) == []
 
 
 def test_under_a_new_name(bench, trash):
@@ -298,7 +299,7 @@ def test_what_was_cut_off_is_settled_first(bench, trash):
     )  # fmt: skip
     bench.pool.catalog.commit([put(resize), put(half), put(snapshot)])
     bench.engine.volumes.delete("p", "v", force=True)
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
     back = trash.undelete("p", "v")
     assert back.size_bytes == bench.engine.volumes.facts("p", back).size_bytes == 2 * SIZE
     assert [one.name for one in bench.pool.list(Snapshot)] == ["s"]

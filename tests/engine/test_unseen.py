@@ -22,6 +22,7 @@ from volcore.model.records import (
     State,
     Volume,
 )
+from volcore.testing.intents import intents_of
 
 SIZE = 8 * MIB
 SOURCES = {SourceKind.IMAGE: "gold", SourceKind.SNAPSHOT: "src/s"}
@@ -121,12 +122,12 @@ def test_as_if_looked_at(
         meanwhile(bench, other)
     stale = answers(engine, kind)
     assert stale == answers(third, kind, "" if meanwhile is take else "2")
-    assert at.list(Intent) == []
+    for server in (other, third):
+        server.close(5)
+    assert intents_of(at) == []
     listed = {volume.backend_id for volume in at.list(Volume)}
     listed |= {image.backend_volume_id for image in at.list(Image)}
     assert set(at.backend.walk()) == listed
-    for server in (other, third):
-        server.close(5)
 
 
 def test_bounded() -> None:

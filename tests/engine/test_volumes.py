@@ -18,7 +18,8 @@ from volcore.errors import (
 )
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
 from volcore.model import names
-from volcore.model.records import AccessMode, Intent, Phase, SourceKind, Volume
+from volcore.model.records import AccessMode, Phase, SourceKind, Volume
+from volcore.testing.intents import intents_of
 
 SIZE = 8 * MIB
 
@@ -148,7 +149,7 @@ def test_delete_of_a_volume_in_use_changes_nothing(bench):
         assert caught.value.reason is Reason.VOLUME_IN_USE
     assert bench.engine.volumes.get("p", "a").id == volume.id
     assert [s.name for s in bench.engine.snapshots.list("p", "a", limit=10)] == ["s"]
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
     bench.engine.volumes.delete("p", "a", force=True)
 
 
@@ -221,7 +222,7 @@ def test_calls_of_one_image_do_not_mix(bench, published):
             assert outcome.name == f"m{number % 20}"
             assert outcome == bench.engine.volumes.get("p", outcome.name)
     assert len(bench.engine.volumes.list("p", limit=100)) == 1 + 16
-    assert bench.pool.list(Intent) == []
+    assert intents_of(bench.pool) == []
 
 
 def test_deploy_refuses_nonsense(bench, published):

@@ -329,6 +329,8 @@ def test_killed_at_each_commit(site, ceph_cluster, ceph_pool):
         engine = Engine(EngineSettings(server_id="test"))
         found = catalog if at is None else CrashingCatalog(catalog, CrashSwitch(at))
         engine.add_pool("p", backend, found, None, warm_clones_max=6)
+        if at is None:
+            site.undo.callback(engine.close, 5)
         return Site(engine, ExitStack())
 
     for at in itertools.count(1):

@@ -3,7 +3,8 @@
 A backend that shares its store with the catalog (`joins_catalog`) needs no intents: the change and
 its records commit together. For the others each change is written down before it starts, and
 settled by the same code whether the call fails, the client repeats it, or a server finds it at its
-start: creations are rolled back, everything else is rolled forward.
+start: creations are rolled back, everything else is rolled forward. `making` has another order for
+volumes.
 
 Invariants:
 1. INV-ENG-1 (must): no backend object is made before its intent is durable, but names that the
@@ -20,6 +21,7 @@ import structlog
 
 from volcore.backends.contract import SupportsRevert
 from volcore.catalog.contract import ANYTHING, Change
+from volcore.engine.making import erased
 from volcore.engine.pool import Pool, drop, put
 from volcore.errors import NotFoundError, PreconditionError, Reason, VolcoreError
 from volcore.model.records import (
@@ -37,6 +39,7 @@ from volcore.model.records import (
 _log = structlog.get_logger("volcore.engine")
 _SUBJECTS: dict[IntentAction, type[Volume] | type[Snapshot] | type[GroupSnapshot] | type[Image]] = {
     IntentAction.CREATE_VOLUME: Volume,
+    IntentAction.MAKE_VOLUME: Volume,
     IntentAction.DELETE_VOLUME: Volume,
     IntentAction.RESIZE_VOLUME: Volume,
     IntentAction.REVERT_VOLUME: Volume,
@@ -49,6 +52,7 @@ _SUBJECTS: dict[IntentAction, type[Volume] | type[Snapshot] | type[GroupSnapshot
 }
 _CREATIONS = {
     IntentAction.CREATE_VOLUME,
+    IntentAction.MAKE_VOLUME,
     IntentAction.CREATE_SNAPSHOT,
     IntentAction.CREATE_GROUP_SNAPSHOT,
     IntentAction.CREATE_IMAGE,
@@ -148,7 +152,7 @@ def settle_leftover(pool: Pool, subject_id: str) -> bool:
 
     Call with the subject's lock held: then whatever is found is nobody's work any more.
     """
-    intent = pool.find(Intent, subject_id)
+    intent = pool.making.intent_of(subject_id) or pool.find(Intent, subject_id)
     if intent is None:
         return False
     settle(pool, intent)
@@ -156,8 +160,11 @@ def settle_leftover(pool: Pool, subject_id: str) -> bool:
 
 
 def settle(pool: Pool, intent: Intent) -> None:
-    """Roll `intent` back (creations) or forward (all others). Idempotent."""
-    record = pool.find(_SUBJECTS[intent.action], intent.subject_key)
+    """Roll `intent` back (creations) or forward (all others). Idempotent.
+
+    MAKE_VOLUME goes forward, too, when the backend has the volume and its creation has not failed.
+    """
+    record = pool.written(_SUBJECTS[intent.action], intent.subject_key)
     if record is not None and record.id != intent.subject_id:
         record = None
     try:
@@ -167,7 +174,11 @@ def settle(pool: Pool, intent: Intent) -> None:
             raise
         restore(pool, intent)
         return
-    pool.catalog.commit([*end, drop(intent)])
+    if intent.action is IntentAction.MAKE_VOLUME:
+        pool.catalog.commit([*end, erased(intent)])
+        pool.making.undone(intent)
+    else:
+        pool.catalog.commit([*end, drop(intent)])
     _log.info("change settled", pool=pool.name, action=intent.action, subject=intent.subject_key)
 
 
@@ -199,6 +210,16 @@ def _delete_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Ch
     with suppress(NotFoundError):
         pool.backend.delete(intent.backend_volume_id)
     return _drop_all([record, *snapshots_of(pool, intent.subject_key, intent.subject_id)])
+
+
+def _make_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    if record is None:  # deleted meanwhile, or in the trash
+        return []
+    if not pool.making.has_failed(intent.subject_id):
+        with suppress(NotFoundError):
+            pool.backend.describe(intent.backend_volume_id)
+            return []
+    return _delete_volume(pool, intent, record)
 
 
 def _delete_image(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
@@ -240,6 +261,7 @@ def _revert_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Ch
 
 _ACTIONS = {
     IntentAction.CREATE_VOLUME: _delete_volume,
+    IntentAction.MAKE_VOLUME: _make_volume,
     IntentAction.DELETE_VOLUME: _delete_volume,
     IntentAction.CREATE_IMAGE: _delete_image,
     IntentAction.DELETE_IMAGE: _delete_image,

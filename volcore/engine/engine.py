@@ -24,7 +24,7 @@ from volcore.engine.trash import Trash
 from volcore.engine.volumes import Volumes
 from volcore.engine.warm import Keeper, load
 from volcore.errors import PreconditionError
-from volcore.model.records import Intent, Operation
+from volcore.model.records import Intent, IntentAction, Operation
 
 _log = structlog.get_logger("volcore.engine")
 
@@ -102,6 +102,8 @@ class Engine:
         self.trash.close(timeout_s)
         self.deletions.close(timeout_s)
         self.operations.close(timeout_s)
+        for name in self.pools.names():
+            self.pools.open(name).making.close()
 
 
 def recover(pool: Pool) -> None:
@@ -115,6 +117,8 @@ def recover(pool: Pool) -> None:
     deletes = pool.list(Operation, wanted=lambda o: o.action == DELETE and not o.finished)
     waiting = {operation.subject_id for operation in deletes}
     for intent in pool.list(Intent, wanted=lambda i: i.id not in waiting):
+        if intent.action is IntentAction.MAKE_VOLUME:
+            pool.making.begin([intent])
         try:
             settle(pool, intent)
         except PreconditionError as err:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from volcore.catalog.contract import ABSENT, Absent, Change
 from volcore.engine.combine import Combiner
 from volcore.engine.figures import CountedCatalog
 from volcore.engine.locks import KeyedLocks
+from volcore.engine.making import Making
 from volcore.engine.stock import Stock
 from volcore.engine.views import NbdConnection
 from volcore.errors import NotFoundError, Reason, VolcoreError
@@ -102,6 +103,9 @@ class Pool:
     clones_many: SupportsCloneMany | None = field(init=False)
     """The backend, if it can."""
 
+    making: Making = field(init=False)
+    """Volumes that are not to be shown yet."""
+
     def __post_init__(self) -> None:
         """Look at the backend once."""
         able = self.backend if isinstance(self.backend, SupportsSyncAhead) else None
@@ -110,6 +114,7 @@ class Pool:
         object.__setattr__(self, "looks_for", looks)
         many = self.backend if isinstance(self.backend, SupportsCloneMany) else None
         object.__setattr__(self, "clones_many", many)
+        object.__setattr__(self, "making", Making(self.catalog.commit))
 
     def find(self, record: type[R], key: str, known: Known | None = None) -> R | None:
         """Return the record, whatever its state, or None; as `known` says, if it does."""
@@ -117,6 +122,11 @@ class Pool:
             found = known[record, key]
             assert found is None or isinstance(found, record)
             return found
+        found = self.written(record, key)
+        return None if found is None else self._shown(found)
+
+    def written(self, record: type[R], key: str) -> R | None:
+        """Return the record as the catalog has it; it may say READY of what is not whole yet."""
         raw = self.catalog.find(record.KIND, key)
         return None if raw is None else _decoded(record, raw)  # type: ignore[arg-type]
 
@@ -124,7 +134,7 @@ class Pool:
         """Look several records up at once."""
         raws, _ = self.catalog.gather([(record.KIND, key) for record, key in places], [])
         return {
-            place: None if raw is None else _decoded(place[0], raw)  # type: ignore[arg-type]
+            place: None if raw is None else self._shown(_decoded(place[0], raw))  # type: ignore[arg-type]
             for place, raw in zip(places, raws, strict=True)
         }
 
@@ -150,7 +160,7 @@ class Pool:
             page = self.catalog.list(record.KIND, prefix=prefix, after=after, limit=size)
             for key, raw in page:
                 after = key
-                decoded = record.decode(raw)
+                decoded = self._shown(record.decode(raw))
                 if wanted(decoded):
                     found.append(decoded)
                     if limit is not None and len(found) >= limit:
@@ -158,6 +168,12 @@ class Pool:
             if len(page) < size:
                 return found
             size = _PAGE  # few are wanted, it seems
+
+    def _shown(self, record: R) -> R:
+        """Return a record as callers may know it: CREATING until the volume is whole."""
+        if isinstance(record, Volume) and self.making.hides(record.id):
+            return replace(record, state=State.CREATING)
+        return record
 
     def volume(self, name: str, known: Known | None = None) -> Volume:
         """Return the volume `name`, which is ready.
@@ -185,7 +201,7 @@ class Pool:
         )
         if raw is None:
             return None, [], []
-        volume = Volume.decode(raw)
+        volume = self._shown(Volume.decode(raw))
         attachments = [Attachment.decode(value) for _, value in attached]
         snapshots = [Snapshot.decode(value) for _, value in frozen]
         return (

@@ -1,24 +1,23 @@
 """Making volumes, one or many at once: the main job.
 
 On a backend that shares the catalog's store, a whole deployment is one transaction. On others all
-names and intents are written in one commit, the clones are made side by side, and one commit ends
-it.
+records and intents are written in one commit, and the clones are made side by side; see `making`.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from typing import Final
 
 from volcore import limits
 from volcore.backends.contract import SupportsCloneMany
-from volcore.catalog.contract import Change
 from volcore.engine import warm
 from volcore.engine.changes import settle, settle_leftover
+from volcore.engine.making import key_of
 from volcore.engine.pool import (
     Known,
     Pool,
-    drop,
     image_lock,
     now_ns,
     put,
@@ -225,31 +224,34 @@ def _make_joined(
 def _make_with_intents(
     pool: Pool, planned: Sequence[Volume], source: SourceRecord
 ) -> Sequence[Volume | VolcoreError]:
-    """Reserve all, make each, then show those that were made; the others leave nothing.
-
-    What a commit needs is encoded while writes before it are under way.
-    """
-    begun = [volume.but(state=State.CREATING, revision=0) for volume in planned]
+    """Write all down, make each, then show those that were made; the others leave nothing."""
     intents = [_intent(pool, volume) for volume in planned]
-    ends: list[list[Change]] = []
+    unwritten = True
 
     def begin() -> None:
+        nonlocal unwritten
         check = [] if source is None else [unchanged(source)]
-        pool.catalog.commit_beside([*check, *map(put, begun), *map(put, intents)], prepare)
+        try:
+            pool.making.commit([*check, *map(put, planned), *map(put, intents)])
+        except OperationPendingError:
+            raise
+        except BaseException:
+            unwritten = False  # or nobody knows
+            raise
+        unwritten = False
 
-    def prepare() -> None:
-        for volume, creating, intent in zip(planned, begun, intents, strict=True):
-            ends.append([put(volume, creating), drop(intent)])
-
-    outcomes = _act_on_all(pool, planned, source, begin)
-    end: list[Change] = []
-    for changes, outcome in zip(ends, outcomes, strict=True):
-        if isinstance(outcome, Volume):
-            end += changes
-    pool.catalog.commit(end)
-    for intent, outcome in zip(intents, outcomes, strict=True):
-        if isinstance(outcome, VolcoreError):
-            _undo(pool, intent)
+    pool.making.begin(intents)
+    try:
+        outcomes = _act_on_all(pool, planned, source, begin)
+    except BaseException:
+        (pool.making.unwritten if unwritten else pool.making.failed)(intents)
+        raise
+    whole = [isinstance(outcome, Volume) for outcome in outcomes]
+    pool.making.ended(list(compress(intents, whole)))
+    failed = [intent for intent, one in zip(intents, whole, strict=True) if not one]
+    pool.making.failed(failed)
+    for intent in failed:
+        _undo(pool, intent)
     return outcomes
 
 
@@ -433,8 +435,8 @@ def _source_locks(source: SourceRef | None) -> list[str]:
 
 def _intent(pool: Pool, volume: Volume) -> Intent:
     return Intent(
-        id=volume.id,
-        action=IntentAction.CREATE_VOLUME,
+        id=key_of(volume.id),
+        action=IntentAction.MAKE_VOLUME,
         subject_key=volume.key,
         subject_id=volume.id,
         backend_volume_id=volume.backend_id,

@@ -434,6 +434,9 @@ class IntentAction(StrEnum):
     """What a multi-step change sets out to do; recovery knows each."""
 
     CREATE_VOLUME = "CREATE_VOLUME"
+    """Of servers before; rolled back. Now it is MAKE_VOLUME."""
+    MAKE_VOLUME = "MAKE_VOLUME"
+    """The record says READY already; rolled forward if the backend has the volume."""
     DELETE_VOLUME = "DELETE_VOLUME"
     CREATE_SNAPSHOT = "CREATE_SNAPSHOT"
     DELETE_SNAPSHOT = "DELETE_SNAPSHOT"
