@@ -11,6 +11,8 @@ PIB: Final = 1 << 50
 # Names, labels, pages: strings are at most 128 bytes, as the Container Storage Interface has it.
 NAME_BYTES_MAX: Final = 100
 """Names of volumes, snapshots, images, pools and hosts; an rbd image name adds `.` and an id."""
+BACKEND_NAME_BYTES_MAX: Final = 128
+"""Names of what others made, when it is adopted or released."""
 LABEL_KEY_BYTES_MAX: Final = 63
 LABEL_VALUE_BYTES_MAX: Final = 128
 LABELS_MAX: Final = 64

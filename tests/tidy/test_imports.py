@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "database": FOUNDATION | {"seal"},
     "backends": set(),
     "backends.contract": VALUES,
+    "backends.adopting": VALUES,
     "backends.verifying": VALUES,
     "backends.refusals": VALUES | {"backends.contract"},
     "backends.memory": VALUES | {"kernels", "backends.contract", "backends.refusals"},
@@ -29,7 +30,8 @@ ARROWS: dict[str, set[str]] = {
         "kernels", "backends.contract", "backends.refusals", "backends.verifying", "database",
         "seal",
     },
-    "backends.rbd": VALUES | {"kernels", "backends.contract", "backends.refusals"},
+    "backends.rbd": VALUES
+    | {"kernels", "backends.adopting", "backends.contract", "backends.refusals"},
     "catalog": set(),
     "catalog.contract": VALUES,
     "catalog.sqlite": VALUES | {"catalog.contract", "database"},
@@ -37,14 +39,21 @@ ARROWS: dict[str, set[str]] = {
     "nbd": VALUES | {"kernels", "backends.contract", "credentials"},
     "images": VALUES | {"kernels", "backends.contract", "nbd"},
     "engine": VALUES
-    | {"kernels", "backends.contract", "backends.verifying", "catalog.contract", "images"},
+    | {
+        "kernels", "backends.adopting", "backends.contract", "backends.verifying",
+        "catalog.contract", "images",
+    },
     "wire": VALUES | {"v1"},
     "client": VALUES | {"v1", "wire"},
     "cinder": VALUES | {"client", "v1"},
     "observability": FOUNDATION,
     "config": VALUES | {"config_reference", "credentials"},
     "config_reference": FOUNDATION,
-    "api": VALUES | {"backends.contract", "credentials", "v1", "wire", "engine", "observability"},
+    "api": VALUES
+    | {
+        "backends.adopting", "backends.contract", "credentials", "v1", "wire", "engine",
+        "observability",
+    },
     "cli": VALUES | {"v1", "wire", "client", "config"},
     "cli.main": FOUNDATION | {"cli", "cli.serve", "cli.version"},
     # Two commands do not talk to a server: they are one.

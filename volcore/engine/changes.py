@@ -19,11 +19,12 @@ from dataclasses import replace
 
 import structlog
 
+from volcore.backends.adopting import SupportsAdopt
 from volcore.backends.contract import SupportsRevert
 from volcore.catalog.contract import ANYTHING, Change
 from volcore.engine.making import erased
 from volcore.engine.pool import Pool, drop, put
-from volcore.errors import NotFoundError, PreconditionError, Reason, VolcoreError
+from volcore.errors import ConflictError, NotFoundError, PreconditionError, Reason, VolcoreError
 from volcore.model.records import (
     GroupSnapshot,
     Image,
@@ -43,6 +44,8 @@ _SUBJECTS: dict[IntentAction, type[Volume] | type[Snapshot] | type[GroupSnapshot
     IntentAction.DELETE_VOLUME: Volume,
     IntentAction.RESIZE_VOLUME: Volume,
     IntentAction.REVERT_VOLUME: Volume,
+    IntentAction.ADOPT_VOLUME: Volume,
+    IntentAction.RELEASE_VOLUME: Volume,
     IntentAction.CREATE_SNAPSHOT: Snapshot,
     IntentAction.DELETE_SNAPSHOT: Snapshot,
     IntentAction.CREATE_GROUP_SNAPSHOT: GroupSnapshot,
@@ -56,6 +59,7 @@ _CREATIONS = {
     IntentAction.CREATE_SNAPSHOT,
     IntentAction.CREATE_GROUP_SNAPSHOT,
     IntentAction.CREATE_IMAGE,
+    IntentAction.ADOPT_VOLUME,
 }
 _ONE_WAY = _CREATIONS | {
     IntentAction.DELETE_GROUP_SNAPSHOT,
@@ -64,6 +68,9 @@ _ONE_WAY = _CREATIONS | {
 }
 """Not restored when the backend refuses: members of the group may be gone already, and the records
 of a deleted volume or image are."""
+
+_REFUSALS = {Reason.VOLUME_IN_USE, Reason.NAME_TAKEN}
+"""What a backend says before it has changed anything."""
 
 
 @contextmanager
@@ -135,7 +142,7 @@ def _settle_after(pool: Pool, intent: Intent, err: BaseException) -> None:
     try:
         if intent.action in _CREATIONS:
             settle(pool, intent)
-        elif isinstance(err, PreconditionError) and intent.action not in _ONE_WAY:
+        elif isinstance(err, PreconditionError | ConflictError) and intent.action not in _ONE_WAY:
             restore(pool, intent)
     except VolcoreError as second:
         _log.warning(
@@ -169,8 +176,8 @@ def settle(pool: Pool, intent: Intent) -> None:
         record = None
     try:
         end = _ACTIONS[intent.action](pool, intent, record)
-    except PreconditionError as err:
-        if intent.action in _ONE_WAY or err.reason is not Reason.VOLUME_IN_USE:
+    except (PreconditionError, ConflictError) as err:
+        if intent.action in _ONE_WAY or err.reason not in _REFUSALS:
             raise
         restore(pool, intent)
         return
@@ -259,6 +266,22 @@ def _revert_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Ch
     return [put(record.but(size_bytes=intent.size_bytes), record)]
 
 
+def _unadopt_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    assert isinstance(pool.backend, SupportsAdopt)
+    with suppress(NotFoundError):
+        pool.backend.release(intent.backend_volume_id, intent.backend_volume_id, {})
+    return _drop_all([record, *snapshots_of(pool, intent.subject_key, intent.subject_id)])
+
+
+def _release_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    assert isinstance(pool.backend, SupportsAdopt)
+    snapshots = snapshots_of(pool, intent.subject_key, intent.subject_id)
+    renames = {one.backend_id: one.name for one in snapshots}
+    with suppress(NotFoundError):
+        pool.backend.release(intent.backend_volume_id, intent.target_name, renames)
+    return _drop_all([record, *snapshots])
+
+
 _ACTIONS = {
     IntentAction.CREATE_VOLUME: _delete_volume,
     IntentAction.MAKE_VOLUME: _make_volume,
@@ -271,6 +294,8 @@ _ACTIONS = {
     IntentAction.DELETE_GROUP_SNAPSHOT: _delete_group_snapshot,
     IntentAction.RESIZE_VOLUME: _resize_volume,
     IntentAction.REVERT_VOLUME: _revert_volume,
+    IntentAction.ADOPT_VOLUME: _unadopt_volume,
+    IntentAction.RELEASE_VOLUME: _release_volume,
 }
 assert _ACTIONS.keys() == _SUBJECTS.keys()
 assert all(kind.KIND in Kind for kind in _SUBJECTS.values())

@@ -6,6 +6,7 @@ import structlog
 
 from volcore.backends.contract import SupportsCollect, VolumeBackend
 from volcore.catalog.contract import Catalog
+from volcore.engine.adoption import Adoption
 from volcore.engine.attachments import Attachments, republish
 from volcore.engine.changes import settle
 from volcore.engine.checks import Checks
@@ -49,6 +50,7 @@ class Engine:
         self.deletions = Deletions(self.operations)
         self.trash = Trash(self.pools, self.deletions)
         self.volumes = Volumes(self.pools, self.operations, self.deletions, self.trash)
+        self.adoption = Adoption(self.pools, self.operations)
         self.snapshots = Snapshots(self.pools, self.deletions)
         self.diffs = Diffs(self.pools)
         self.group_snapshots = GroupSnapshots(self.pools)

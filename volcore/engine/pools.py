@@ -1,5 +1,6 @@
 """The pools that are open, and their figures."""
 
+from volcore.backends.adopting import SupportsAdopt
 from volcore.backends.contract import (
     SupportsDiff,
     SupportsDirectAttach,
@@ -61,6 +62,7 @@ class Pools:
             caps=backend.caps,
             flatten=isinstance(backend, SupportsFlatten),
             revert=isinstance(backend, SupportsRevert),
+            adopt=isinstance(backend, SupportsAdopt),
             group_snapshot=isinstance(backend, SupportsGroupSnapshot),
             connection="rbd" if isinstance(backend, SupportsDirectAttach) else "nbd",
             stats=backend.stats(),

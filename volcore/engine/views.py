@@ -66,6 +66,7 @@ class PoolView:
     caps: BackendCaps
     flatten: bool
     revert: bool
+    adopt: bool
     group_snapshot: bool
     connection: str
     """`nbd` or `rbd`."""

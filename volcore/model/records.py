@@ -446,6 +446,8 @@ class IntentAction(StrEnum):
     DELETE_IMAGE = "DELETE_IMAGE"
     RESIZE_VOLUME = "RESIZE_VOLUME"
     REVERT_VOLUME = "REVERT_VOLUME"
+    ADOPT_VOLUME = "ADOPT_VOLUME"
+    RELEASE_VOLUME = "RELEASE_VOLUME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -462,6 +464,8 @@ class Intent(Record):
     backend_volume_id: str = ""
     backend_snapshot_id: str = ""
     size_bytes: int = 0
+    target_name: str = field(default="", metadata=_LATER)
+    """What a released volume's storage shall be called."""
     owner: str
     """Server that works on it."""
     create_time_ns: int

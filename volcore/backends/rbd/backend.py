@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from volcore.backends.adopting import ForeignImage
 from volcore.backends.contract import (
     BackendCaps,
     BlockDevice,
@@ -25,7 +26,7 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import clones, snapshots
+from volcore.backends.rbd import clones, foreign, snapshots
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
@@ -327,7 +328,7 @@ class RbdBackend(VolumeBackend):
                 session.ioctx,
                 image,
                 parent,
-                partial(session.rbd_image, parent.image_id),
+                partial(session.parent_image, parent),
                 session.check,
             )
             session.directory.set_flattening(volume_id, True)
@@ -343,6 +344,7 @@ class RbdBackend(VolumeBackend):
             finally:
                 session.descriptions.forget()
         session.directory.set_flattening(volume_id, False)
+        session.reaper.drop_stand_in(parent)
         session.reaper.reap_quietly(parent.image_id)
 
     def revert(self, volume_id: str, snapshot_id: str) -> None:
@@ -386,6 +388,26 @@ class RbdBackend(VolumeBackend):
     def collect(self) -> int:
         """See `SupportsCollect.collect`; sees only what volcore itself deleted or half made."""
         return self._changing().collect()
+
+    def foreign_names(self) -> Sequence[str]:
+        """See `SupportsAdopt.foreign_names`."""
+        return foreign.names(self._session())
+
+    def foreign(self, name: str) -> ForeignImage:
+        """See `SupportsAdopt.foreign`."""
+        return foreign.look(self._session(), name)
+
+    def adopt(self, volume_id: str) -> None:
+        """See `SupportsAdopt.adopt`."""
+        foreign.adopt(self._changing(), volume_id)
+
+    def check_release(self, volume_id: str, target_name: str, snapshots: Mapping[str, str]) -> None:
+        """See `SupportsAdopt.check_release`."""
+        foreign.check_release(self._changing(), volume_id, target_name, snapshots)
+
+    def release(self, volume_id: str, target_name: str, snapshots: Mapping[str, str]) -> None:
+        """See `SupportsAdopt.release`."""
+        foreign.release(self._changing(), volume_id, target_name, snapshots)
 
     def connection(self, volume_id: str, *, read_only: bool) -> RbdConnection:
         """See `SupportsDirectAttach.connection`; the monitors are those of the live map."""

@@ -161,6 +161,11 @@ class Cluster:
             ioctx.set_osdmap_full_try()
             return ioctx
 
+    def open_ioctx_of(self, pool_id: int) -> Any:
+        """Return a fresh handle on the pool with that number, to read from."""
+        with translated(f"open Ceph pool {pool_id}"):
+            return self._rados.open_ioctx2(pool_id)
+
     def mon_command(self, prefix: str, **arguments: Any) -> Any:
         """Return the parsed JSON answer of a monitor command, None for an empty one."""
         command = json.dumps({"prefix": prefix, "format": "json", **arguments})

@@ -15,7 +15,8 @@ direct clone that is being made;
 
 Invariants:
 1. INV-RBD-1 (must): no image is deleted that has no row.
-2. INV-RBD-2 (must): an image of ours has a row from before its first object to after its last.
+2. INV-RBD-2 (must): an image of ours has a row from before its first object to after its last, or
+   from its adoption, or to its release.
 """
 
 import json
@@ -127,6 +128,17 @@ class Directory:
         """Make a reserved volume exist."""
         row = _encode(image=image_id, source="")
         self._omap.commit(expect={}, puts={_VOLUME + volume_id: row})
+
+    def take_over(self, volume_id: str, image_id: str) -> bool:
+        """Make a foreign image a volume; return False if there is a row of that name already."""
+        key = _VOLUME + volume_id
+        return self._omap.commit(expect={key: None}, puts={key: _encode(image=image_id)})
+
+    def let_go(self, entry: Entry) -> None:
+        """Make a volume a foreign image; changes nothing if its row is not as given."""
+        key = _VOLUME + entry.volume_id
+        removals = (key, _FLATTEN + entry.volume_id)
+        self._omap.commit(expect={key: entry.raw}, removals=removals)
 
     def complete_link(self, entry: Entry) -> None:
         """Make a direct clone exist, if its row is still as given."""

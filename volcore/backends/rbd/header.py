@@ -92,6 +92,11 @@ class Headers:
         body = struct.pack("<I", 1) + _string(OWNER_KEY) + _string(volume_id)
         self._execute(header_object(image_id), "metadata_set", body)
 
+    def unmark(self, image_id: str) -> None:
+        """Take back what `mark` wrote. Idempotent."""
+        with suppress(NotFoundError):
+            self._execute(header_object(image_id), "metadata_remove", _string(OWNER_KEY))
+
     def owner(self, image_id: str) -> str | None:
         """Return the volume id that `mark` wrote; None for a foreign or vanished image."""
         with suppress(NotFoundError):
@@ -179,6 +184,20 @@ class Headers:
                 return True
             raise error_of(err, f"list the clones of rbd image {image_id}") from err
         return int(struct.unpack_from("<I", body)[0]) > 0
+
+    def is_old_child(self, parent: Parent, image_id: str) -> bool:
+        """Return whether an image of this pool is a clone of format 1 of `parent`.
+
+        Such clones are listed in an object of their own pool.
+        """
+        body = struct.pack("<q", parent.pool_id) + _string(parent.image_id)
+        with suppress(NotFoundError):
+            reply = self._execute(
+                "rbd_children", "get_children", body + struct.pack("<Q", parent.snap)
+            )
+            reader = _Reader(reply)
+            return image_id in [reader.string() for _ in range(reader.number("<I"))]
+        return False
 
     def _execute(self, name: str, method: str, body: bytes) -> bytes:
         """Return the answer of a method of the OSD class `rbd`."""

@@ -89,7 +89,7 @@ class Links:
         return parent
 
     def _knows(self, parent: Parent, image_id: str) -> bool:
-        """Return whether a parent that exists has the image among the clones of its snapshot."""
+        """Return whether a parent that exists knows the image as a clone of its snapshot."""
         key = wire.children_key(parent.snap)
         with (
             suppress(NotFoundError),
@@ -98,8 +98,9 @@ class Links:
         ):
             found, _ = self._ioctx.get_omap_vals_by_keys(op, (key,))
             self._ioctx.operate_read_op(op, f"rbd_header.{parent.image_id}")
-            return image_id in {child for _, row in found for child in wire.children(row)}
-        return False
+            if image_id in {child for _, row in found for child in wire.children(row)}:
+                return True
+        return self._headers.is_old_child(parent, image_id)
 
 
 def drop_needless(ioctx: Any, headers: Headers, image_id: str, snap: int) -> None:

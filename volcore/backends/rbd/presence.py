@@ -39,6 +39,11 @@ class Presence:
 
         return wait
 
+    def forget(self, volume_id: str) -> None:
+        """Forget which image a volume has."""
+        with self._lock:
+            self._image_ids.pop(volume_id, None)
+
     def close(self) -> None:
         """Return when no read is under way; idempotent."""
         with self._lock:

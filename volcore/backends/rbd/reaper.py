@@ -26,6 +26,7 @@ from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
 from volcore.backends.rbd.opening import open_image
+from volcore.backends.rbd.protection import CLONES_ONLY_SUFFIX, delete_unneeded
 from volcore.backends.rbd.watchers import Watchers
 from volcore.errors import (
     BackendIOError,
@@ -107,8 +108,29 @@ class Reaper:
             count += 1
             if parent is None:
                 break
+            self.drop_stand_in(parent)
             image_id = parent.image_id
         return count
+
+    def drop_stand_in(self, parent: Parent) -> None:
+        """Delete the snapshot that a clone had, if it holds clones only and this was the last.
+
+        Only of an image of ours. What fails is logged: such a snapshot costs space, no data.
+        """
+        if parent.pool_id != self._headers.pool_id:
+            return
+        try:
+            with suppress(NotFoundError):
+                snapshot = self._headers.snapshot(parent.image_id, parent.snap)
+                volume_id = self._headers.owner(parent.image_id)
+                if not snapshot.name.endswith(CLONES_ONLY_SUFFIX) or volume_id is None:
+                    return
+                entry = self._directory.find(volume_id)
+                if entry is not None and entry.image_id == parent.image_id:
+                    with self._handles.image(volume_id, parent.image_id) as image:
+                        delete_unneeded(image, snapshot.name)
+        except VolcoreError as err:
+            _LOG.warning("a snapshot of rbd image %s stays: %s", parent.image_id, err)
 
     def collect(self) -> int:
         """Free every image of a deleted volume that nothing needs; return how many."""
@@ -191,7 +213,8 @@ class Reaper:
             if err.context.get("errno") != str(errno.EUCLEAN):
                 raise
             with translated(f"free rbd image {image_id}"):
-                librbd.trash_move(self._ioctx, name, 0)
+                if self._headers.image_id(name) in (None, image_id):  # else it is another's by now
+                    librbd.trash_move(self._ioctx, name, 0)
                 librbd.trash_remove(self._ioctx, image_id, True)
 
     def _delete_snapshots(self, image_id: str) -> bool:
@@ -206,7 +229,7 @@ class Reaper:
             with self._open(image_id) as image:
                 self.delete_live(image, [snap.name for snap in snaps if snap.user])
         left = self._headers.snaps(image_id)
-        if any(self._headers.has_children(image_id, snap) for snap in left):
+        if any(self._is_needed(image_id, snap) for snap in left):
             return False
         if left:
             with self._open(image_id) as image:
@@ -215,12 +238,21 @@ class Reaper:
                         image.remove_snap_by_id(snap)
         return True
 
+    def _is_needed(self, image_id: str, snap: int) -> bool:
+        """Return whether a snapshot that could not be deleted has clones."""
+        with suppress(NotFoundError):
+            is_live = self._headers.snapshot(image_id, snap).user  # kept for clones of format 1
+            return is_live or self._headers.has_children(image_id, snap)
+        return False
+
     def delete_live(self, image: Any, names: list[str]) -> None:
-        """Delete live snapshots side by side; those with clones become invisible."""
+        """Delete live snapshots side by side; those with clones become invisible.
+
+        Those with clones of format 1 stay.
+        """
 
         def work(name: str) -> None:
-            with suppress(NotFoundError), translated(f"delete snapshot {name}"):
-                image.remove_snap(name)
+            delete_unneeded(image, name)
 
         with ThreadPoolExecutor(min(_SNAPSHOT_THREADS, len(names))) as pool:
             list(pool.map(work, names))

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
@@ -14,7 +14,7 @@ from volcore.backends.rbd.direct import DirectPath
 from volcore.backends.rbd.directory import OBJECT_NAME, Directory, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
-from volcore.backends.rbd.header import Headers
+from volcore.backends.rbd.header import Headers, Parent
 from volcore.backends.rbd.lease import PoolLease
 from volcore.backends.rbd.links import Links
 from volcore.backends.rbd.omap import OmapObject
@@ -225,6 +225,12 @@ class Session:
         with contextlib.suppress(ConflictError), self.claiming((volume_id,)):
             self.direct.recovery.sweep_name(volume_id)
 
+    def forget(self, volume_id: str) -> None:
+        """Forget what was known of a volume: its image may be another one from now on."""
+        self.direct.forget(volume_id)
+        self.presence.forget(volume_id)
+        self.descriptions.forget()
+
     def collect(self) -> int:
         """Free deleted volumes that nobody needs, and what crashes left half made."""
         if self.lease is not None:  # else another server may be making them right now
@@ -240,6 +246,19 @@ class Session:
             self.direct.recovery.sweep(self.in_flight)
             self.direct.settle_snapshots()
         return self.reaper.collect()
+
+    @contextmanager
+    def parent_image(self, parent: Parent) -> Iterator[Any]:
+        """Lend a read-only handle on a parent, which may be in another pool."""
+        if parent.pool_id == self.headers.pool_id:
+            with self.rbd_image(parent.image_id) as image:
+                yield image
+            return
+        with (
+            closing(self.cluster.open_ioctx_of(parent.pool_id)) as ioctx,
+            open_image(ioctx, parent.image_id, read_only=True) as image,
+        ):
+            yield image
 
     def rbd_image(self, image_id: str) -> Any:
         """Return a read-only handle of its own, a context manager."""

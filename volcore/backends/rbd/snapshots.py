@@ -9,6 +9,7 @@ from volcore.backends.rbd.direct.family import siblings_of
 from volcore.backends.rbd.direct.snapshotter import Outcome, too_many_snapshots
 from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.protection import delete_snapshot
 from volcore.backends.rbd.session import Session
 from volcore.backends.refusals import id_taken, volume_missing
 from volcore.errors import NotFoundError
@@ -56,7 +57,7 @@ def delete(session: Session, entry: Entry, image: Any, snapshot_id: str) -> None
     if siblings:
         session.reaper.delete_live(image, [one.name for one in siblings])
     try:
-        image.remove_snap(snapshot_id)
+        delete_snapshot(image, snapshot_id)
     finally:
         gone = [one.snap for one in found if one is own or one in siblings or not one.user]
         _drop_needless(session, entry, image, gone)
