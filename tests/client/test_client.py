@@ -13,7 +13,16 @@ from pathlib import Path
 import grpc
 import pytest
 
-from volcore.client import AsyncClient, Client, ClientTls, RetryPolicy, calls, checks, deletes
+from volcore.client import (
+    AsyncClient,
+    Client,
+    ClientTls,
+    RetryPolicy,
+    adoption,
+    calls,
+    checks,
+    deletes,
+)
 from volcore.client.retry import Tries, worth_repeating
 from volcore.errors import (
     BackendIOError,
@@ -220,11 +229,11 @@ def test_both_clients_have_all_calls():
     """Goal: sync and async are twins. Method: compare names and signatures."""
     names = {
         name
-        for module in (calls, checks, deletes)
+        for module in (adoption, calls, checks, deletes)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
-    } - {"int64", "nothing"}
-    assert len(names) == 37
+    } - {"int32", "int64", "nothing"}
+    assert len(names) == 40
     for name in names | {"import_image", "export_image", "diff_snapshot", "with_options"}:
         sync, twin = getattr(Client, name), getattr(AsyncClient, name)
         assert list(inspect.signature(sync).parameters) == list(

@@ -5,11 +5,18 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from volcore.api.calls import request_id
+from volcore.backends.adopting import ForeignImage
 from volcore.backends.contract import RbdConnection, ShortPath
 from volcore.engine.stock import StockFigures
 from volcore.engine.views import AttachmentView, GroupSnapshotView, PoolView
 from volcore.model.records import Health, Operation
-from volcore.v1 import attachment_pb2, group_snapshot_pb2, operation_pb2, pool_pb2
+from volcore.v1 import (
+    adoptable_image_pb2,
+    attachment_pb2,
+    group_snapshot_pb2,
+    operation_pb2,
+    pool_pb2,
+)
 from volcore.wire import convert, names
 
 _DETAIL_CHARACTERS_MAX: Final = 250
@@ -28,6 +35,7 @@ def pool_message(view: PoolView) -> pool_pb2.Pool:
             checksums=view.caps.checksums,
             flatten=view.flatten,
             revert=view.revert,
+            adopt=view.adopt,
             connection=view.connection,
             group_snapshot=view.group_snapshot,
             verify=view.verify,
@@ -45,6 +53,20 @@ def pool_message(view: PoolView) -> pool_pb2.Pool:
         short_path=None if view.short_path is None else _short_path_message(view.short_path),
         warm_clones=_warm_clones_message(view.warm_clones),
     )
+
+
+def adoptable_message(image: ForeignImage) -> adoptable_image_pb2.AdoptableImage:
+    """Return the message of an image that may be adopted, or of why not."""
+    message = adoptable_image_pb2.AdoptableImage(
+        backend_name=image.name,
+        size_bytes=image.size_bytes,
+        adoptable=not image.obstacle,
+        obstacle=image.obstacle,
+        detail=image.detail,
+    )
+    for snapshot in image.snapshots:
+        message.snapshots.add(backend_name=snapshot.name, size_bytes=snapshot.size_bytes)
+    return message
 
 
 def _duration(length_s: float) -> Duration | None:

@@ -9,7 +9,7 @@ from volcore import limits
 from volcore.api.calls import request_id
 from volcore.api.listing import read_page
 from volcore.api.services import Services
-from volcore.api.views import operation_message
+from volcore.api.views import adoptable_message, operation_message
 from volcore.backends.contract import VolumeFacts
 from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import (
@@ -205,6 +205,43 @@ class VolumeServicer(VolumeServiceServicer):
             new_name=request.volume_id,
         )
         return pb.UndeleteVolumeResponse(volume=convert.volume_message(name.pool, volume))
+
+    async def ListAdoptableImages(
+        self, request: pb.ListAdoptableImagesRequest, context: Any
+    ) -> pb.ListAdoptableImagesResponse:
+        pool = names.parse_pool(request.parent, field="parent").pool
+        adoption = self._engine.adoption
+        found, token = await self._run(
+            read_page,
+            request,
+            [pool],
+            fetch=lambda pool, after, limit: adoption.list(pool, after=after, limit=limit),
+            key=lambda image: image.name,
+            message=lambda _, image: adoptable_message(image),
+        )
+        return pb.ListAdoptableImagesResponse(adoptable_images=found, next_page_token=token)
+
+    async def AdoptVolume(
+        self, request: pb.AdoptVolumeRequest, context: Any
+    ) -> pb.AdoptVolumeResponse:
+        pool = names.parse_pool(request.parent, field="parent").pool
+        volume = await self._run(
+            self._engine.adoption.adopt,
+            pool,
+            request.volume_id,
+            request.backend_name,
+            labels=dict(request.labels),
+        )
+        return pb.AdoptVolumeResponse(volume=convert.volume_message(pool, volume))
+
+    async def ReleaseVolume(
+        self, request: pb.ReleaseVolumeRequest, context: Any
+    ) -> pb.ReleaseVolumeResponse:
+        name = names.parse_volume(request.name, field="name")
+        left = await self._run(
+            self._engine.adoption.release, name.pool, name.volume, request.backend_name
+        )
+        return pb.ReleaseVolumeResponse(backend_name=left)
 
 
 def _volume(record: AnyVolume) -> records.Volume:

@@ -9,6 +9,7 @@ import typer
 
 from volcore import limits
 from volcore.cli import (
+    adoption,
     attachment,
     bench,
     image,
@@ -35,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+adoption.add_to(volume.app, pool.app)
 for noun in (image, volume, snapshot, attachment, pool, operation, bench):
     app.add_typer(noun.app)
 app.command("serve")(serve.serve)

@@ -119,6 +119,6 @@ def _warm_clones(pool: "Pool") -> str:
 
 def _abilities(pool: "Pool") -> str:
     can = pool.capabilities
-    abilities = ("checksums", "flatten", "revert", "verify", "group_snapshot", "diff")
+    abilities = ("checksums", "flatten", "revert", "verify", "group_snapshot", "diff", "adopt")
     words = [word.replace("_", " ") for word in abilities if getattr(can, word)]
     return ", ".join(words) or "-"

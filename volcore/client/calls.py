@@ -119,7 +119,7 @@ def deploy_volumes(
             image=image,
             volume_ids=volume_ids,
             name_prefix=name_prefix,
-            count=_int32(count, "count"),
+            count=int32(count, "count"),
             size_bytes=int64(size_bytes),
             labels=labels or {},
         ),
@@ -168,7 +168,7 @@ def list_volumes(
             parent=parent,
             filter=filter,
             view=view,
-            page_size=_int32(page_size, "page_size"),
+            page_size=int32(page_size, "page_size"),
             show_deleted=show_deleted,
         ),
         items=lambda r: r.volumes,
@@ -244,7 +244,7 @@ def list_snapshots(parent: str, *, page_size: int = 0) -> Listing[snapshot_v1.Sn
         service="SnapshotService",
         rpc="ListSnapshots",
         request=snapshots.ListSnapshotsRequest(
-            parent=parent, page_size=_int32(page_size, "page_size")
+            parent=parent, page_size=int32(page_size, "page_size")
         ),
         items=lambda r: r.snapshots,
     )
@@ -295,7 +295,7 @@ def list_group_snapshots(
         service="GroupSnapshotService",
         rpc="ListGroupSnapshots",
         request=group_snapshots.ListGroupSnapshotsRequest(
-            parent=parent, page_size=_int32(page_size, "page_size")
+            parent=parent, page_size=int32(page_size, "page_size")
         ),
         items=lambda r: r.group_snapshots,
     )
@@ -338,7 +338,7 @@ def list_images(parent: str, *, page_size: int = 0) -> Listing[image_v1.Image]:
     return Listing(
         service="ImageService",
         rpc="ListImages",
-        request=images.ListImagesRequest(parent=parent, page_size=_int32(page_size, "page_size")),
+        request=images.ListImagesRequest(parent=parent, page_size=int32(page_size, "page_size")),
         items=lambda r: r.images,
     )
 
@@ -394,7 +394,7 @@ def list_attachments(parent: str, *, page_size: int = 0) -> Listing[attachment.A
         service="AttachmentService",
         rpc="ListAttachments",
         request=attachments.ListAttachmentsRequest(
-            parent=parent, page_size=_int32(page_size, "page_size")
+            parent=parent, page_size=int32(page_size, "page_size")
         ),
         items=lambda r: r.attachments,
     )
@@ -420,7 +420,7 @@ def list_pools(*, page_size: int = 0) -> Listing[pool_v1.Pool]:
     return Listing(
         service="PoolService",
         rpc="ListPools",
-        request=pools.ListPoolsRequest(page_size=_int32(page_size, "page_size")),
+        request=pools.ListPoolsRequest(page_size=int32(page_size, "page_size")),
         items=lambda r: r.pools,
     )
 
@@ -439,7 +439,7 @@ def list_operations(parent: str, *, page_size: int = 0) -> Listing[operation.Ope
         service="OperationService",
         rpc="ListOperations",
         request=operations.ListOperationsRequest(
-            parent=parent, page_size=_int32(page_size, "page_size")
+            parent=parent, page_size=int32(page_size, "page_size")
         ),
         items=lambda r: r.operations,
     )
@@ -485,7 +485,8 @@ def int64(size_bytes: int, field: str = "size_bytes") -> int:
     )
 
 
-def _int32(number: int, field: str) -> int:
+def int32(number: int, field: str) -> int:
+    """Return a number that a message can hold, or raise OutOfRangeError naming the field."""
     if -(1 << 31) <= number < 1 << 31:
         return number
     raise OutOfRangeError(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from volcore import limits
-from volcore.client import calls, checks, deletes
+from volcore.client import adoption, calls, checks, deletes
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
 from volcore.client.diffs import diff_request, resume
@@ -105,6 +105,9 @@ class Client:
     verify_volume = _unary(checks.verify_volume)
     delete_volume = _unary(deletes.delete_volume)
     undelete_volume = _unary(deletes.undelete_volume)
+    list_adoptable_images = _paged(adoption.list_adoptable_images)
+    adopt_volume = _unary(adoption.adopt_volume)
+    release_volume = _unary(adoption.release_volume)
     create_snapshot = _unary(calls.create_snapshot)
     get_snapshot = _unary(calls.get_snapshot)
     list_snapshots = _paged(calls.list_snapshots)

@@ -89,7 +89,7 @@ class PoolHealth(_message.Message):
     def __init__(self, damaged_block_count: _Optional[int] = ..., damage: _Optional[_Iterable[_Union[_check_pb2.DamagedBlocks, _Mapping]]] = ..., last_scrub_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_scrub_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., last_scrub_checked_bytes: _Optional[int] = ...) -> None: ...
 
 class PoolCapabilities(_message.Message):
-    __slots__ = ("block_size_bytes", "depth_max", "snapshots_max", "checksums", "flatten", "revert", "connection", "group_snapshot", "verify", "diff")
+    __slots__ = ("block_size_bytes", "depth_max", "snapshots_max", "checksums", "flatten", "revert", "connection", "group_snapshot", "verify", "diff", "adopt")
     BLOCK_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEPTH_MAX_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class PoolCapabilities(_message.Message):
     GROUP_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     DIFF_FIELD_NUMBER: _ClassVar[int]
+    ADOPT_FIELD_NUMBER: _ClassVar[int]
     block_size_bytes: int
     depth_max: int
     snapshots_max: int
@@ -110,4 +111,5 @@ class PoolCapabilities(_message.Message):
     group_snapshot: bool
     verify: bool
     diff: bool
-    def __init__(self, block_size_bytes: _Optional[int] = ..., depth_max: _Optional[int] = ..., snapshots_max: _Optional[int] = ..., checksums: _Optional[bool] = ..., flatten: _Optional[bool] = ..., revert: _Optional[bool] = ..., connection: _Optional[str] = ..., group_snapshot: _Optional[bool] = ..., verify: _Optional[bool] = ..., diff: _Optional[bool] = ...) -> None: ...
+    adopt: bool
+    def __init__(self, block_size_bytes: _Optional[int] = ..., depth_max: _Optional[int] = ..., snapshots_max: _Optional[int] = ..., checksums: _Optional[bool] = ..., flatten: _Optional[bool] = ..., revert: _Optional[bool] = ..., connection: _Optional[str] = ..., group_snapshot: _Optional[bool] = ..., verify: _Optional[bool] = ..., diff: _Optional[bool] = ..., adopt: _Optional[bool] = ...) -> None: ...

@@ -1,5 +1,6 @@
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.rpc import status_pb2 as _status_pb2
+from volcore.v1 import adoptable_image_pb2 as _adoptable_image_pb2
 from volcore.v1 import operation_pb2 as _operation_pb2
 from volcore.v1 import volume_pb2 as _volume_pb2
 from google.protobuf.internal import containers as _containers
@@ -219,3 +220,60 @@ class VerifyVolumeResponse(_message.Message):
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     operation: _operation_pb2.Operation
     def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...
+
+class ListAdoptableImagesRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdoptableImagesResponse(_message.Message):
+    __slots__ = ("adoptable_images", "next_page_token")
+    ADOPTABLE_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    adoptable_images: _containers.RepeatedCompositeFieldContainer[_adoptable_image_pb2.AdoptableImage]
+    next_page_token: str
+    def __init__(self, adoptable_images: _Optional[_Iterable[_Union[_adoptable_image_pb2.AdoptableImage, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class AdoptVolumeRequest(_message.Message):
+    __slots__ = ("parent", "volume_id", "backend_name", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_NAME_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    volume_id: str
+    backend_name: str
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, parent: _Optional[str] = ..., volume_id: _Optional[str] = ..., backend_name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class AdoptVolumeResponse(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: _volume_pb2.Volume
+    def __init__(self, volume: _Optional[_Union[_volume_pb2.Volume, _Mapping]] = ...) -> None: ...
+
+class ReleaseVolumeRequest(_message.Message):
+    __slots__ = ("name", "backend_name")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    backend_name: str
+    def __init__(self, name: _Optional[str] = ..., backend_name: _Optional[str] = ...) -> None: ...
+
+class ReleaseVolumeResponse(_message.Message):
+    __slots__ = ("backend_name",)
+    BACKEND_NAME_FIELD_NUMBER: _ClassVar[int]
+    backend_name: str
+    def __init__(self, backend_name: _Optional[str] = ...) -> None: ...

@@ -90,6 +90,21 @@ class VolumeServiceStub:
                 request_serializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeResponse.FromString,
                 _registered_method=True)
+        self.ListAdoptableImages = channel.unary_unary(
+                '/volcore.v1.VolumeService/ListAdoptableImages',
+                request_serializer=volcore_dot_v1_dot_volume__service__pb2.ListAdoptableImagesRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_volume__service__pb2.ListAdoptableImagesResponse.FromString,
+                _registered_method=True)
+        self.AdoptVolume = channel.unary_unary(
+                '/volcore.v1.VolumeService/AdoptVolume',
+                request_serializer=volcore_dot_v1_dot_volume__service__pb2.AdoptVolumeRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_volume__service__pb2.AdoptVolumeResponse.FromString,
+                _registered_method=True)
+        self.ReleaseVolume = channel.unary_unary(
+                '/volcore.v1.VolumeService/ReleaseVolume',
+                request_serializer=volcore_dot_v1_dot_volume__service__pb2.ReleaseVolumeRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_volume__service__pb2.ReleaseVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -216,6 +231,42 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAdoptableImages(self, request, context):
+        """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
+
+        Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
+        such pool; UNIMPLEMENTED the pool is no rbd pool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptVolume(self, request, context):
+        """Makes an rbd image that somebody else made a volume, in place: no data is copied, the image keeps its name and id,
+        and who has it open goes on. Its snapshots become snapshots of the volume under their own names. The same call again
+        returns the volume.
+
+        Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such pool or image; ALREADY_EXISTS the name is another
+        volume's, or the image is (the message names it); FAILED_PRECONDITION the image cannot be served (`NOT_ADOPTABLE`,
+        the metadata has the `obstacle`); UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or
+        something of that name is still being deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseVolume(self, request, context):
+        """Forgets a volume; its rbd image stays with its snapshots, for others to use. The snapshots get the names that they
+        have here. Clones that were made of it keep working. A volume that is gone is no error.
+
+        Errors: INVALID_ARGUMENT bad name; ALREADY_EXISTS another rbd image has the name; FAILED_PRECONDITION the volume is
+        attached, or is to be renamed while a client has it open, or a snapshot is in a group snapshot: delete that first;
+        UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or a snapshot is still being deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -273,6 +324,21 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.UndeleteVolume,
                     request_deserializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeResponse.SerializeToString,
+            ),
+            'ListAdoptableImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdoptableImages,
+                    request_deserializer=volcore_dot_v1_dot_volume__service__pb2.ListAdoptableImagesRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_volume__service__pb2.ListAdoptableImagesResponse.SerializeToString,
+            ),
+            'AdoptVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptVolume,
+                    request_deserializer=volcore_dot_v1_dot_volume__service__pb2.AdoptVolumeRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_volume__service__pb2.AdoptVolumeResponse.SerializeToString,
+            ),
+            'ReleaseVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseVolume,
+                    request_deserializer=volcore_dot_v1_dot_volume__service__pb2.ReleaseVolumeRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_volume__service__pb2.ReleaseVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -573,6 +639,87 @@ class VolumeService:
             '/volcore.v1.VolumeService/UndeleteVolume',
             volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeRequest.SerializeToString,
             volcore_dot_v1_dot_volume__service__pb2.UndeleteVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdoptableImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.VolumeService/ListAdoptableImages',
+            volcore_dot_v1_dot_volume__service__pb2.ListAdoptableImagesRequest.SerializeToString,
+            volcore_dot_v1_dot_volume__service__pb2.ListAdoptableImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.VolumeService/AdoptVolume',
+            volcore_dot_v1_dot_volume__service__pb2.AdoptVolumeRequest.SerializeToString,
+            volcore_dot_v1_dot_volume__service__pb2.AdoptVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.VolumeService/ReleaseVolume',
+            volcore_dot_v1_dot_volume__service__pb2.ReleaseVolumeRequest.SerializeToString,
+            volcore_dot_v1_dot_volume__service__pb2.ReleaseVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

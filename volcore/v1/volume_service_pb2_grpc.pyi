@@ -109,6 +109,30 @@ class VolumeServiceStub:
     Errors: NOT_FOUND no such volume in the trash: it was purged, or never deleted; ALREADY_EXISTS the name belongs to
     another volume: give a `volume_id`; ABORTED another call works on a volume of this name.
     """
+    ListAdoptableImages: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.ListAdoptableImagesRequest, _volume_service_pb2.ListAdoptableImagesResponse]
+    """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
+
+    Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
+    such pool; UNIMPLEMENTED the pool is no rbd pool.
+    """
+    AdoptVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.AdoptVolumeRequest, _volume_service_pb2.AdoptVolumeResponse]
+    """Makes an rbd image that somebody else made a volume, in place: no data is copied, the image keeps its name and id,
+    and who has it open goes on. Its snapshots become snapshots of the volume under their own names. The same call again
+    returns the volume.
+
+    Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such pool or image; ALREADY_EXISTS the name is another
+    volume's, or the image is (the message names it); FAILED_PRECONDITION the image cannot be served (`NOT_ADOPTABLE`,
+    the metadata has the `obstacle`); UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or
+    something of that name is still being deleted.
+    """
+    ReleaseVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.ReleaseVolumeRequest, _volume_service_pb2.ReleaseVolumeResponse]
+    """Forgets a volume; its rbd image stays with its snapshots, for others to use. The snapshots get the names that they
+    have here. Clones that were made of it keep working. A volume that is gone is no error.
+
+    Errors: INVALID_ARGUMENT bad name; ALREADY_EXISTS another rbd image has the name; FAILED_PRECONDITION the volume is
+    attached, or is to be renamed while a client has it open, or a snapshot is in a group snapshot: delete that first;
+    UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or a snapshot is still being deleted.
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -190,6 +214,30 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
 
     Errors: NOT_FOUND no such volume in the trash: it was purged, or never deleted; ALREADY_EXISTS the name belongs to
     another volume: give a `volume_id`; ABORTED another call works on a volume of this name.
+    """
+    ListAdoptableImages: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.ListAdoptableImagesRequest, _volume_service_pb2.ListAdoptableImagesResponse]  # type: ignore[assignment]
+    """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
+
+    Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
+    such pool; UNIMPLEMENTED the pool is no rbd pool.
+    """
+    AdoptVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.AdoptVolumeRequest, _volume_service_pb2.AdoptVolumeResponse]  # type: ignore[assignment]
+    """Makes an rbd image that somebody else made a volume, in place: no data is copied, the image keeps its name and id,
+    and who has it open goes on. Its snapshots become snapshots of the volume under their own names. The same call again
+    returns the volume.
+
+    Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such pool or image; ALREADY_EXISTS the name is another
+    volume's, or the image is (the message names it); FAILED_PRECONDITION the image cannot be served (`NOT_ADOPTABLE`,
+    the metadata has the `obstacle`); UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or
+    something of that name is still being deleted.
+    """
+    ReleaseVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.ReleaseVolumeRequest, _volume_service_pb2.ReleaseVolumeResponse]  # type: ignore[assignment]
+    """Forgets a volume; its rbd image stays with its snapshots, for others to use. The snapshots get the names that they
+    have here. Clones that were made of it keep working. A volume that is gone is no error.
+
+    Errors: INVALID_ARGUMENT bad name; ALREADY_EXISTS another rbd image has the name; FAILED_PRECONDITION the volume is
+    attached, or is to be renamed while a client has it open, or a snapshot is in a group snapshot: delete that first;
+    UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or a snapshot is still being deleted.
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -335,6 +383,48 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND no such volume in the trash: it was purged, or never deleted; ALREADY_EXISTS the name belongs to
         another volume: give a `volume_id`; ABORTED another call works on a volume of this name.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAdoptableImages(
+        self,
+        request: _volume_service_pb2.ListAdoptableImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.ListAdoptableImagesResponse, _abc.Awaitable[_volume_service_pb2.ListAdoptableImagesResponse]]:
+        """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
+
+        Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
+        such pool; UNIMPLEMENTED the pool is no rbd pool.
+        """
+
+    @_abc_1.abstractmethod
+    def AdoptVolume(
+        self,
+        request: _volume_service_pb2.AdoptVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.AdoptVolumeResponse, _abc.Awaitable[_volume_service_pb2.AdoptVolumeResponse]]:
+        """Makes an rbd image that somebody else made a volume, in place: no data is copied, the image keeps its name and id,
+        and who has it open goes on. Its snapshots become snapshots of the volume under their own names. The same call again
+        returns the volume.
+
+        Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such pool or image; ALREADY_EXISTS the name is another
+        volume's, or the image is (the message names it); FAILED_PRECONDITION the image cannot be served (`NOT_ADOPTABLE`,
+        the metadata has the `obstacle`); UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or
+        something of that name is still being deleted.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseVolume(
+        self,
+        request: _volume_service_pb2.ReleaseVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.ReleaseVolumeResponse, _abc.Awaitable[_volume_service_pb2.ReleaseVolumeResponse]]:
+        """Forgets a volume; its rbd image stays with its snapshots, for others to use. The snapshots get the names that they
+        have here. Clones that were made of it keep working. A volume that is gone is no error.
+
+        Errors: INVALID_ARGUMENT bad name; ALREADY_EXISTS another rbd image has the name; FAILED_PRECONDITION the volume is
+        attached, or is to be renamed while a client has it open, or a snapshot is in a group snapshot: delete that first;
+        UNIMPLEMENTED the pool is no rbd pool; ABORTED another call works on it, or a snapshot is still being deleted.
         """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

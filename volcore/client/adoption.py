@@ -1,0 +1,41 @@
+"""The calls that adopt and release volumes, described as those in `volcore.client.calls`."""
+
+from volcore.client.calls import Call, Labels, Listing, int32
+from volcore.v1 import volume_service_pb2 as volumes
+from volcore.v1.adoptable_image_pb2 import AdoptableImage
+from volcore.v1.volume_pb2 import Volume
+from volcore.wire.names import split_child
+
+
+def list_adoptable_images(parent: str, *, page_size: int = 0) -> Listing[AdoptableImage]:
+    """List the rbd images of one pool that are no volumes, by name."""
+    return Listing(
+        service="VolumeService",
+        rpc="ListAdoptableImages",
+        request=volumes.ListAdoptableImagesRequest(
+            parent=parent, page_size=int32(page_size, "page_size")
+        ),
+        items=lambda r: r.adoptable_images,
+    )
+
+
+def adopt_volume(name: str, backend_name: str, *, labels: Labels = None) -> Call[Volume]:
+    """Make the rbd image `backend_name` the volume `name`, in place, with its snapshots."""
+    parent, volume_id = split_child(name, "volumes")
+    request = volumes.AdoptVolumeRequest(
+        parent=parent, volume_id=volume_id, backend_name=backend_name, labels=labels or {}
+    )
+    return Call(
+        service="VolumeService", rpc="AdoptVolume", request=request, take=lambda r: r.volume
+    )
+
+
+def release_volume(name: str, *, backend_name: str = "") -> Call[str]:
+    """Forget a volume and leave its rbd image to others, called `backend_name` or as it is.
+
+    Returns the name of the rbd image; empty if there was no such volume.
+    """
+    request = volumes.ReleaseVolumeRequest(name=name, backend_name=backend_name)
+    return Call(
+        service="VolumeService", rpc="ReleaseVolume", request=request, take=lambda r: r.backend_name
+    )
