@@ -69,6 +69,13 @@ class SnapshotServicer(SnapshotServiceServicer):
         )
         return pb.ListSnapshotsResponse(snapshots=found, next_page_token=token)
 
+    async def RenameSnapshot(
+        self, request: pb.RenameSnapshotRequest, context: Any
+    ) -> pb.RenameSnapshotResponse:
+        name = names.parse_snapshot(request.name, field="name")
+        snapshot = await self._run(self._snapshots.rename, *name, request.snapshot_id)
+        return pb.RenameSnapshotResponse(snapshot=convert.snapshot_message(name.pool, snapshot))
+
     async def VerifySnapshot(
         self, request: pb.VerifySnapshotRequest, context: Any
     ) -> pb.VerifySnapshotResponse:

@@ -215,7 +215,9 @@ class VolumeServicer(VolumeServiceServicer):
             read_page,
             request,
             [pool],
-            fetch=lambda pool, after, limit: adoption.list(pool, after=after, limit=limit),
+            fetch=lambda pool, after, limit: adoption.list(
+                pool, after=after, limit=limit, name=request.backend_name
+            ),
             key=lambda image: image.name,
             message=lambda _, image: adoptable_message(image),
         )

@@ -107,6 +107,21 @@ def get(
         show_one(found, output, "Snapshot", COLUMNS)
 
 
+@app.command("rename")
+def rename(
+    context: typer.Context,
+    volume: VolumeArgument,
+    snapshot: SnapshotArgument,
+    new_name: Annotated[str, typer.Argument(metavar="NEW_NAME", help="Its new name.")],
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Give a snapshot another name; what it is stays."""
+    with connect(context, pool) as session:
+        renamed = session.client.rename_snapshot(session.snapshot(volume, snapshot), new_name)
+        show_one(renamed, output, "Snapshot", COLUMNS)
+
+
 @app.command("diff")
 def diff(
     context: typer.Context,

@@ -1,19 +1,25 @@
-"""The calls that adopt and release volumes, described as those in `volcore.client.calls`."""
+"""The calls that adopt, release and rename, described as those in `volcore.client.calls`."""
 
 from volcore.client.calls import Call, Labels, Listing, int32
 from volcore.v1 import volume_service_pb2 as volumes
 from volcore.v1.adoptable_image_pb2 import AdoptableImage
+from volcore.v1.snapshot_pb2 import Snapshot
+from volcore.v1.snapshot_service_pb2 import RenameSnapshotRequest
 from volcore.v1.volume_pb2 import Volume
 from volcore.wire.names import split_child
 
 
-def list_adoptable_images(parent: str, *, page_size: int = 0) -> Listing[AdoptableImage]:
-    """List the rbd images of one pool that are no volumes, by name."""
+def list_adoptable_images(
+    parent: str, *, backend_name: str = "", page_size: int = 0
+) -> Listing[AdoptableImage]:
+    """List the rbd images of one pool that are no volumes, by name; or only `backend_name`."""
     return Listing(
         service="VolumeService",
         rpc="ListAdoptableImages",
         request=volumes.ListAdoptableImagesRequest(
-            parent=parent, page_size=int32(page_size, "page_size")
+            parent=parent,
+            page_size=int32(page_size, "page_size"),
+            backend_name=backend_name,
         ),
         items=lambda r: r.adoptable_images,
     )
@@ -38,4 +44,12 @@ def release_volume(name: str, *, backend_name: str = "") -> Call[str]:
     request = volumes.ReleaseVolumeRequest(name=name, backend_name=backend_name)
     return Call(
         service="VolumeService", rpc="ReleaseVolume", request=request, take=lambda r: r.backend_name
+    )
+
+
+def rename_snapshot(name: str, snapshot_id: str) -> Call[Snapshot]:
+    """Give a snapshot another name within its volume."""
+    request = RenameSnapshotRequest(name=name, snapshot_id=snapshot_id)
+    return Call(
+        service="SnapshotService", rpc="RenameSnapshot", request=request, take=lambda r: r.snapshot
     )

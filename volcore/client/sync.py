@@ -111,6 +111,7 @@ class Client:
     create_snapshot = _unary(calls.create_snapshot)
     get_snapshot = _unary(calls.get_snapshot)
     list_snapshots = _paged(calls.list_snapshots)
+    rename_snapshot = _unary(adoption.rename_snapshot)
     verify_snapshot = _unary(checks.verify_snapshot)
     delete_snapshot = _unary(calls.delete_snapshot)
     create_group_snapshot = _unary(calls.create_group_snapshot)

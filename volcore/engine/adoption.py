@@ -46,8 +46,12 @@ class Adoption:
         self._pools = pools
         self._operations = operations
 
-    def list(self, pool: str, *, after: str = "", limit: int) -> Sequence[ForeignImage]:
+    def list(
+        self, pool: str, *, after: str = "", limit: int, name: str = ""
+    ) -> Sequence[ForeignImage]:
         """Return up to `limit` images with names after `after` that are no volumes, by name.
+
+        With `name` only the one that is called so.
 
         Complexity: the names of the pool, and one open of each image that is returned.
 
@@ -57,10 +61,12 @@ class Adoption:
         at = self._pools.open(pool)
         backend = _able(at)
         found: list[ForeignImage] = []
-        for name in backend.foreign_names():
-            if name > after and len(found) < limit:
+        if name:
+            check_backend_name(name)
+        for one in [name] if name else backend.foreign_names():
+            if one > after and len(found) < limit:
                 with suppress(NotFoundError):  # gone, or adopted meanwhile
-                    found.append(_judged(backend.foreign(name)))
+                    found.append(_judged(backend.foreign(one)))
         return found
 
     def adopt(

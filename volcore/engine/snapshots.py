@@ -4,7 +4,16 @@ from functools import partial
 
 from volcore.engine.changes import creation, settle_leftover
 from volcore.engine.deletions import Deletions
-from volcore.engine.pool import Pool, now_ns, sync_ahead, unchanged, undisturbed, volume_lock
+from volcore.engine.pool import (
+    Pool,
+    drop,
+    now_ns,
+    put,
+    sync_ahead,
+    unchanged,
+    undisturbed,
+    volume_lock,
+)
 from volcore.engine.pools import Pools
 from volcore.errors import Blocker, ConflictError, ExhaustedError, PreconditionError, Reason
 from volcore.model import names
@@ -82,6 +91,34 @@ class Snapshots:
             limit=limit,
             wanted=lambda s: s.state is State.READY,
         )
+
+    def rename(self, pool: str, volume: str, name: str, new_name: str) -> Snapshot:
+        """Give a snapshot another name; the storage keeps its own. One commit.
+
+        Raises:
+            NotFoundError: SNAPSHOT_NOT_FOUND, of either name.
+            ConflictError: NAME_TAKEN, by another snapshot.
+            PreconditionError: SNAPSHOT_IN_GROUP.
+        """
+        at = self._pools.open(pool)
+        names.check_name(new_name, field="snapshot_id")
+        with at.locks.hold([volume_lock(names.check_name(volume, field="volume"))]):
+            found, other = (self._existing(at, volume, one) for one in (name, new_name))
+            if found is None and other is not None and other.renamed_from == name:
+                return other
+            found = at.snapshot(volume, name)
+            if new_name == name:
+                return found
+            if other is not None:
+                raise ConflictError(
+                    f"volume {volume!r} has a snapshot {new_name!r} already; use another name",
+                    reason=Reason.NAME_TAKEN,
+                    name=new_name,
+                )
+            refuse_grouped(at, [found])
+            renamed = found.but(name=new_name, renamed_from=name)
+            at.catalog.commit([drop(found), put(renamed)])
+            return renamed
 
     def delete(self, pool: str, volume: str, name: str) -> Operation | None:
         """Delete a snapshot; what was made from it keeps working; one that is gone is no error.

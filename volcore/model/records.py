@@ -250,6 +250,8 @@ class Snapshot(Record):
     revision: int = 1
     group_id: str = field(default="", metadata=_LATER)
     """Id of the group snapshot that it is part of, which has the same name."""
+    renamed_from: str = field(default="", metadata=_LATER)
+    """Its name before the last rename: a repeat of that is told from a mistake."""
 
     @property
     def key(self) -> str:

@@ -102,3 +102,17 @@ class DiffSnapshotResponse(_message.Message):
     size_bytes: int
     extents: _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.SnapshotExtent]
     def __init__(self, size_bytes: _Optional[int] = ..., extents: _Optional[_Iterable[_Union[_snapshot_pb2.SnapshotExtent, _Mapping]]] = ...) -> None: ...
+
+class RenameSnapshotRequest(_message.Message):
+    __slots__ = ("name", "snapshot_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    snapshot_id: str
+    def __init__(self, name: _Optional[str] = ..., snapshot_id: _Optional[str] = ...) -> None: ...
+
+class RenameSnapshotResponse(_message.Message):
+    __slots__ = ("snapshot",)
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    snapshot: _snapshot_pb2.Snapshot
+    def __init__(self, snapshot: _Optional[_Union[_snapshot_pb2.Snapshot, _Mapping]] = ...) -> None: ...

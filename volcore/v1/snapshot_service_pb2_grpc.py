@@ -50,6 +50,11 @@ class SnapshotServiceStub:
                 request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.RenameSnapshot = channel.unary_unary(
+                '/volcore.v1.SnapshotService/RenameSnapshot',
+                request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.RenameSnapshotRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.RenameSnapshotResponse.FromString,
+                _registered_method=True)
         self.VerifySnapshot = channel.unary_unary(
                 '/volcore.v1.SnapshotService/VerifySnapshot',
                 request_serializer=volcore_dot_v1_dot_snapshot__service__pb2.VerifySnapshotRequest.SerializeToString,
@@ -96,6 +101,16 @@ class SnapshotServiceServicer:
 
         Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool or
         volume.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameSnapshot(self, request, context):
+        """Gives a snapshot another name; what it is stays. The same call again returns the snapshot.
+
+        Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such snapshot; ALREADY_EXISTS its volume has another one of the new
+        name; FAILED_PRECONDITION it is part of a group snapshot; ABORTED another call works on the same volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +170,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.ListSnapshots,
                     request_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'RenameSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameSnapshot,
+                    request_deserializer=volcore_dot_v1_dot_snapshot__service__pb2.RenameSnapshotRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_snapshot__service__pb2.RenameSnapshotResponse.SerializeToString,
             ),
             'VerifySnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifySnapshot,
@@ -254,6 +274,33 @@ class SnapshotService:
             '/volcore.v1.SnapshotService/ListSnapshots',
             volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsRequest.SerializeToString,
             volcore_dot_v1_dot_snapshot__service__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.SnapshotService/RenameSnapshot',
+            volcore_dot_v1_dot_snapshot__service__pb2.RenameSnapshotRequest.SerializeToString,
+            volcore_dot_v1_dot_snapshot__service__pb2.RenameSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

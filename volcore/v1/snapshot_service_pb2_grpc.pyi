@@ -51,6 +51,12 @@ class SnapshotServiceStub:
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool or
     volume.
     """
+    RenameSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_service_pb2.RenameSnapshotRequest, _snapshot_service_pb2.RenameSnapshotResponse]
+    """Gives a snapshot another name; what it is stays. The same call again returns the snapshot.
+
+    Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such snapshot; ALREADY_EXISTS its volume has another one of the new
+    name; FAILED_PRECONDITION it is part of a group snapshot; ABORTED another call works on the same volume.
+    """
     VerifySnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_service_pb2.VerifySnapshotRequest, _snapshot_service_pb2.VerifySnapshotResponse]
     """Starts to read what a snapshot shows from the disk and to compare it with its checksums. Returns an operation; its
     `check` tells what is found, damage does not make it fail. While one runs, the same call returns that one.
@@ -99,6 +105,12 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
 
     Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool or
     volume.
+    """
+    RenameSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_service_pb2.RenameSnapshotRequest, _snapshot_service_pb2.RenameSnapshotResponse]  # type: ignore[assignment]
+    """Gives a snapshot another name; what it is stays. The same call again returns the snapshot.
+
+    Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such snapshot; ALREADY_EXISTS its volume has another one of the new
+    name; FAILED_PRECONDITION it is part of a group snapshot; ABORTED another call works on the same volume.
     """
     VerifySnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_service_pb2.VerifySnapshotRequest, _snapshot_service_pb2.VerifySnapshotResponse]  # type: ignore[assignment]
     """Starts to read what a snapshot shows from the disk and to compare it with its checksums. Returns an operation; its
@@ -163,6 +175,18 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT bad or expired page token; OUT_OF_RANGE negative page size; NOT_FOUND no such pool or
         volume.
+        """
+
+    @_abc_1.abstractmethod
+    def RenameSnapshot(
+        self,
+        request: _snapshot_service_pb2.RenameSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_service_pb2.RenameSnapshotResponse, _abc.Awaitable[_snapshot_service_pb2.RenameSnapshotResponse]]:
+        """Gives a snapshot another name; what it is stays. The same call again returns the snapshot.
+
+        Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such snapshot; ALREADY_EXISTS its volume has another one of the new
+        name; FAILED_PRECONDITION it is part of a group snapshot; ABORTED another call works on the same volume.
         """
 
     @_abc_1.abstractmethod
