@@ -93,6 +93,8 @@ class Ground:
         for name in rbd.RBD().list(self.ioctx):
             with rbd.Image(self.ioctx, name) as image:
                 for snapshot in list(image.list_snaps()):
+                    if image.is_protected_snap(snapshot["name"]):
+                        image.unprotect_snap(snapshot["name"])
                     image.remove_snap(snapshot["name"])
             rbd.RBD().remove(self.ioctx, name)
 

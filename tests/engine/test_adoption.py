@@ -168,14 +168,16 @@ def test_adopt_serve_release(stock):
         assert engine.adoption.release("p", "of-volume", "volume-b") == "volume-b"
         assert made not in stock.names()
     assert stock.snapshots("volume-a") == ["snapshot-1", "mine"]
+    stock.clone("volume-a", "volume-c", "mine")
     assert stock.marks("volume-a") == []
     assert stock.read("volume-a") == NEW
     assert stock.read("volume-b") == NEW
     with stock.engine() as engine:
-        assert [one.name for one in engine.adoption.list("p", limit=10)] == ["volume-a", "volume-b"]
+        seen = [one.name for one in engine.adoption.list("p", limit=10)]
+        assert seen == ["volume-a", "volume-b", "volume-c"]
         assert [one.name for one in engine.adoption.list("p", limit=1)] == ["volume-a"]
         after = engine.adoption.list("p", after="volume-a", limit=9)
-        assert [one.name for one in after] == ["volume-b"]
+        assert [one.name for one in after] == ["volume-b", "volume-c"]
         engine.adoption.adopt("p", "again", "volume-a")
         assert content(engine, "again", "mine") == NEW
 

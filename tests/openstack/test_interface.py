@@ -9,12 +9,18 @@ _ASK = """
 import inspect, json
 from volcore.cinder.driver import VolcoreDriver
 from cinder.interface import volume_driver, volume_snapshot_revert
+from cinder.interface import volume_manageable_driver, volume_snapshotmanagement_driver
 from cinder.volume import driver
 wrong = []
 def shape(function):
     names = inspect.signature(function).parameters.values()
     return [(p.name, p.default is p.empty) for p in names if p.kind is p.POSITIONAL_OR_KEYWORD]
-interfaces = (volume_driver.VolumeDriverCore, volume_snapshot_revert.VolumeSnapshotRevertDriver)
+interfaces = (
+    volume_driver.VolumeDriverCore,
+    volume_snapshot_revert.VolumeSnapshotRevertDriver,
+    volume_manageable_driver.VolumeListManageableDriver,
+    volume_snapshotmanagement_driver.VolumeSnapshotManagementDriver,
+)
 for cls in interfaces:
     for name, wanted in inspect.getmembers(cls, inspect.isfunction):
         if name.startswith("_") and name != "_init_vendor_properties":

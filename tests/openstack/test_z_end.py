@@ -4,8 +4,14 @@ import pytest
 
 from .conftest import errors
 
-# What the tests ask for that cannot be: to delete a volume in use, to attach one of a local pool.
-EXPECTED = ("Unable to delete busy volume", "use a type of an rbd pool")
+# What the tests ask for that cannot be: to delete a volume in use, to attach one of a local pool,
+# and to manage what is not there.
+EXPECTED = (
+    "Unable to delete busy volume",
+    "use a type of an rbd pool",
+    "there is no rbd image absent",
+    ": manage failed.",
+)
 
 
 @pytest.mark.parametrize("backend", ["ours-rbd", "ours-local"])

@@ -61,6 +61,8 @@ class SupportsAdopt(Protocol):
     def release(self, volume_id: str, target_name: str, snapshots: Mapping[str, str]) -> None:
         """Make a volume a foreign image called `target_name`, and give snapshots their new names.
 
+        They are left as others make them, so that their tools can clone them.
+
         Idempotent; repeated after a crash it goes on. A volume that does not exist is no error.
         What refuses it (see `check_release`) does so before anything is changed.
 

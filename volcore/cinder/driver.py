@@ -6,11 +6,11 @@ from typing import Any, Final
 
 from cinder import exception, interface
 from cinder.common import constants
-from cinder.volume import driver
+from cinder.volume import driver, volume_utils
 from oslo_log import log as logging
 
 from volcore import limits
-from volcore.cinder import connection
+from volcore.cinder import connection, manage
 from volcore.cinder.options import OPTIONS, client_of
 from volcore.cinder.service import Service
 from volcore.client import Client
@@ -34,7 +34,7 @@ class VolcoreDriver(driver.VolumeDriver):
     """Volumes of one volcore pool; keeps no state and takes no lock of its own.
 
     Version history:
-        0.1.0 - volumes, snapshots, clones, extend, revert, rbd connections.
+        0.1.0 - volumes, snapshots, clones, extend, revert, rbd connections, manage.
     """
 
     VERSION = "0.1.0"
@@ -250,6 +250,78 @@ class VolcoreDriver(driver.VolumeDriver):
             else:
                 host = connection.host_of(connector)
                 self._service.call(lambda c: connection.detach(c, name, host))
+
+    # Manage.
+
+    def manage_existing(self, volume: Any, existing_ref: Any) -> None:
+        """Adopt an rbd image in place; its snapshots come along, and may be managed next."""
+        name = self._volume(volume)
+        with _translated():
+            self._service.call(lambda c: manage.adopt(c, name, existing_ref))
+
+    def manage_existing_get_size(self, volume: Any, existing_ref: Any) -> int:
+        """Return the size of an rbd image in GiB, rounded up."""
+        with _translated():
+            found = self._service.call(lambda c: manage.find(c, self._parent, existing_ref))
+        return manage.size_gib(found.size_bytes)
+
+    def unmanage(self, volume: Any) -> None:
+        """Give an rbd image back with its snapshots, called as Cinder calls the volume."""
+        name = self._volume(volume)
+        with _translated():
+            self._service.call(lambda c: manage.release(c, name))
+
+    def get_manageable_volumes(
+        self,
+        cinder_volumes: Any,
+        marker: Any,
+        limit: Any,
+        offset: Any,
+        sort_keys: Any,
+        sort_dirs: Any,
+    ) -> Any:
+        """List the rbd images of the pool that are no volumes, and those that are."""
+        with _translated():
+            found = self._service.call(
+                lambda c: manage.manageable_volumes(c, self._parent, cinder_volumes)
+            )
+        return volume_utils.paginate_entries_list(
+            found, marker, limit, offset, sort_keys, sort_dirs
+        )
+
+    def manage_existing_snapshot(self, snapshot: Any, existing_ref: Any) -> None:
+        """Give a snapshot that came with its volume the name that Cinder has for it."""
+        name = self._snapshot(snapshot)
+        with _translated():
+            self._service.call(lambda c: manage.rename_snapshot(c, name, existing_ref))
+
+    def manage_existing_snapshot_get_size(self, snapshot: Any, existing_ref: Any) -> int:
+        """Return the size of a snapshot in GiB, rounded up."""
+        volume = self._snapshot(snapshot).rpartition("/snapshots/")[0]
+        with _translated():
+            found = self._service.call(lambda c: manage.snapshot(c, volume, existing_ref))
+        return manage.size_gib(found.size_bytes)
+
+    def unmanage_snapshot(self, snapshot: Any) -> None:
+        """Do nothing: it stays a snapshot of its volume, and goes and comes with that."""
+
+    def get_manageable_snapshots(
+        self,
+        cinder_snapshots: Any,
+        marker: Any,
+        limit: Any,
+        offset: Any,
+        sort_keys: Any,
+        sort_dirs: Any,
+    ) -> Any:
+        """List the snapshots of all volumes of the pool."""
+        with _translated():
+            found = self._service.call(
+                lambda c: manage.manageable_snapshots(c, self._parent, cinder_snapshots)
+            )
+        return volume_utils.paginate_entries_list(
+            found, marker, limit, offset, sort_keys, sort_dirs
+        )
 
     # Names.
 

@@ -192,7 +192,7 @@ def _check(session: Session, volume_id: str, image_id: str, target_name: str) ->
 
 
 def _tidy_snapshots(session: Session, image: Any, snapshots: Mapping[str, str]) -> None:
-    """Rename snapshots as asked, and put out of sight what volcore made for clones."""
+    """Rename snapshots as asked and protect them; put out of sight what volcore made for clones."""
     live = {one["name"] for one in image.list_snaps() if one["namespace"] == _USER}
     for snapshot_id, new in snapshots.items():
         if snapshot_id != new and snapshot_id in live:
@@ -203,6 +203,10 @@ def _tidy_snapshots(session: Session, image: Any, snapshots: Mapping[str, str]) 
             )
             with translated(f"rename snapshot {snapshot_id}", exists=taken):
                 image.rename_snap(snapshot_id, new)
+    for name in snapshots.values():
+        with suppress(NotFoundError), translated(f"protect snapshot {name}"):
+            if not image.is_protected_snap(name):  # else nobody can make clones of format 1
+                image.protect_snap(name)
     needless = [name for name in live if name.startswith(HIDDEN_PREFIX) or original(name) != name]
     if needless:
         session.reaper.delete_live(image, needless)
