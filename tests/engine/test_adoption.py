@@ -26,7 +26,15 @@ from volcore.errors import (
     Reason,
 )
 from volcore.limits import MIB
-from volcore.model.records import AccessMode, Intent, IntentAction, Snapshot, SourceKind, Volume
+from volcore.model.records import (
+    AccessMode,
+    Intent,
+    IntentAction,
+    Phase,
+    Snapshot,
+    SourceKind,
+    Volume,
+)
 from volcore.testing.device_contract import fetch, put
 
 pytestmark = pytest.mark.ceph
@@ -56,7 +64,7 @@ class Stock:
                 image.protect_snap(snapshot)
             image.write(NEW, 0)
 
-    def clone(self, source, target, snapshot=None):
+    def clone(self, source, target, snapshot=None, features=FEATURES):
         """A clone of format 1, as that driver makes it: of a volume through `.clone_snap`."""
         import rbd
 
@@ -65,7 +73,7 @@ class Stock:
             with rbd.Image(self.ioctx, source) as image:
                 image.create_snap(through)
                 image.protect_snap(through)
-        rbd.RBD().clone(self.ioctx, source, through, self.ioctx, target, features=FEATURES)
+        rbd.RBD().clone(self.ioctx, source, through, self.ioctx, target, features=features)
 
     def read(self, name, snapshot=None):
         import rbd
@@ -91,14 +99,14 @@ class Stock:
             return [key for key, _ in image.metadata_list()]
 
     @contextmanager
-    def engine(self, wrap=lambda *both: both):
+    def engine(self):
         """A server; what it leaves is found by the next one."""
         omap = OmapObject.opened(Cluster(options(self.access)), self.pool, "volcore_catalog")
         backend = new_backend(self.access, self.pool)
         backend.open()
         with closing(backend):
             engine = Engine(EngineSettings(server_id="test"))
-            engine.add_pool("p", *wrap(backend, OmapCatalog(omap)), None)
+            engine.add_pool("p", backend, OmapCatalog(omap), None)
             yield engine
             engine.close(5)
 
@@ -397,3 +405,37 @@ def test_parent_in_another_pool(stock, ceph_cluster, ceph_module_pool):
         with rbd.Image(glance, "image") as image:
             image.unprotect_snap("snap")
             image.remove_snap("snap")
+
+
+@pytest.mark.parametrize("features", [1, 1 | 4, 1 | 4 | 8])
+def test_few_features(stock, features):
+    """Goal: an image of an older tool is served all the same. Method: everything, without maps."""
+    stock.image("base", ("snap",), features=features)
+    stock.clone("base", "volume-a", "snap", features=features)
+    with stock.engine() as engine:
+        engine.adoption.adopt("p", "base", "base")
+        engine.adoption.adopt("p", "a", "volume-a")
+        backend = at(engine).backend
+        put(backend, "volume-a", 0, NEW)
+        engine.snapshots.create("p", "a", "s")
+        facts = backend.describe("volume-a")
+        assert (facts.depth, facts.allocated_bytes) == (1, 4 * MIB)
+        source = SourceRef(kind=SourceKind.SNAPSHOT, key="a/s")
+        engine.volumes.create("p", CreateVolume(name="c", source=source))
+        live = SourceRef(kind=SourceKind.VOLUME, key="a")
+        engine.volumes.create("p", CreateVolume(name="l", source=live))
+        put(backend, "volume-a", 0, OLD)
+        snapshot = at(engine).snapshot("a", "s").backend_id
+        assert [one.offset_bytes for one in backend.diff("volume-a", snapshot, None)] == [0]
+        engine.volumes.revert("p", "a", "s")
+        assert content(engine, "a") == content(engine, "c") == content(engine, "l") == NEW
+        engine.volumes.resize("p", "a", 2 * SIZE)
+        operation = engine.volumes.flatten("p", "a")
+        ended = engine.operations.wait("p", operation.id, 60)
+        assert ended.phase is Phase.SUCCEEDED, ended
+        assert content(engine, "a") == NEW
+        for name in ("base", "a", "c", "l"):
+            engine.volumes.delete("p", name, force=True)
+        done(engine)
+        backend.collect()
+    assert stock.names() == []

@@ -234,8 +234,8 @@ class VolumeServiceServicer:
     def ListAdoptableImages(self, request, context):
         """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
 
-        Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
-        such pool; UNIMPLEMENTED the pool is no rbd pool.
+        Errors: INVALID_ARGUMENT bad parent, name or page token, or an expired one; OUT_OF_RANGE negative page size;
+        NOT_FOUND no such pool; UNIMPLEMENTED the pool is no rbd pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -112,8 +112,8 @@ class VolumeServiceStub:
     ListAdoptableImages: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.ListAdoptableImagesRequest, _volume_service_pb2.ListAdoptableImagesResponse]
     """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
 
-    Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
-    such pool; UNIMPLEMENTED the pool is no rbd pool.
+    Errors: INVALID_ARGUMENT bad parent, name or page token, or an expired one; OUT_OF_RANGE negative page size;
+    NOT_FOUND no such pool; UNIMPLEMENTED the pool is no rbd pool.
     """
     AdoptVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.AdoptVolumeRequest, _volume_service_pb2.AdoptVolumeResponse]
     """Makes an rbd image that somebody else made a volume, in place: no data is copied, the image keeps its name and id,
@@ -218,8 +218,8 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     ListAdoptableImages: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.ListAdoptableImagesRequest, _volume_service_pb2.ListAdoptableImagesResponse]  # type: ignore[assignment]
     """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
 
-    Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
-    such pool; UNIMPLEMENTED the pool is no rbd pool.
+    Errors: INVALID_ARGUMENT bad parent, name or page token, or an expired one; OUT_OF_RANGE negative page size;
+    NOT_FOUND no such pool; UNIMPLEMENTED the pool is no rbd pool.
     """
     AdoptVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.AdoptVolumeRequest, _volume_service_pb2.AdoptVolumeResponse]  # type: ignore[assignment]
     """Makes an rbd image that somebody else made a volume, in place: no data is copied, the image keeps its name and id,
@@ -393,8 +393,8 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_volume_service_pb2.ListAdoptableImagesResponse, _abc.Awaitable[_volume_service_pb2.ListAdoptableImagesResponse]]:
         """Lists the rbd images of the Ceph pool that are no volumes, by name, with what keeps them from being adopted.
 
-        Errors: INVALID_ARGUMENT bad parent or page token, or an expired one; OUT_OF_RANGE negative page size; NOT_FOUND no
-        such pool; UNIMPLEMENTED the pool is no rbd pool.
+        Errors: INVALID_ARGUMENT bad parent, name or page token, or an expired one; OUT_OF_RANGE negative page size;
+        NOT_FOUND no such pool; UNIMPLEMENTED the pool is no rbd pool.
         """
 
     @_abc_1.abstractmethod
