@@ -14,9 +14,10 @@ from volcore.catalog.omap import OmapCatalog
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume
 from volcore.limits import MIB
-from volcore.model.records import Intent, Snapshot, State, Volume
+from volcore.model.records import Snapshot, State, Volume
 from volcore.testing.crash import Crash, CrashingCatalog, CrashSwitch
 from volcore.testing.device_contract import fetch
+from volcore.testing.intents import intents_of
 
 pytestmark = pytest.mark.ceph
 SIZE = 4 * MIB
@@ -103,7 +104,7 @@ class Ground:
         import rbd
 
         pool = started(self.backend, self.catalog).pools.open("p")
-        assert pool.list(Intent) == []
+        assert intents_of(pool) == []
         volumes, snapshots = pool.list(Volume), pool.list(Snapshot)
         assert {one.state for one in (*volumes, *snapshots)} <= {State.READY}
         assert {one.volume_id for one in snapshots} == {one.id for one in volumes}

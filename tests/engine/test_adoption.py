@@ -1,7 +1,7 @@
 """Adopting rbd images that others made, and giving them back: real Ceph, clones of both formats."""
 
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from rbd_backend.pools import leftovers, new_backend, options
@@ -36,6 +36,7 @@ from volcore.model.records import (
     Volume,
 )
 from volcore.testing.device_contract import fetch, put
+from volcore.testing.intents import intents_of
 
 pytestmark = pytest.mark.ceph
 SIZE = 16 * MIB
@@ -227,7 +228,7 @@ def test_refusals(stock, ceph_cluster, ceph_pool):
         for bad in ("", "a@b", "a/b", ".hidden", "x" * 129, "\N{SNOWMAN}"):
             with pytest.raises(InvalidArgumentError):
                 engine.adoption.adopt("p", "v", bad)
-        assert at(engine).list(Volume) == at(engine).list(Intent) == []
+        assert at(engine).list(Volume) == intents_of(at(engine)) == []
         assert leftovers(ceph_cluster, ceph_pool) == before
         engine.adoption.adopt("p", "v", "good")
         with pytest.raises(ConflictError, match="pools/p/volumes/v"):
@@ -245,7 +246,7 @@ def test_refusals(stock, ceph_cluster, ceph_pool):
             with pytest.raises(PreconditionError, match="in use"):
                 engine.adoption.release("p", "v", "elsewhere")
         assert content(engine, "v") == NEW
-        assert at(engine).list(Intent) == []
+        assert intents_of(at(engine)) == []
     rbd.RBD().group_remove(stock.ioctx, "g")
 
 
@@ -356,7 +357,15 @@ def test_a_name_that_comes_back(stock):
         with pytest.raises(OperationPendingError):
             engine.adoption.adopt("p", "a", "volume-a")
         at(engine).catalog.commit([drop(stale)])
+        made = replace(stale, action=IntentAction.MAKE_VOLUME, subject_key="a")
+        at(engine).catalog.commit([record(made)])  # of a volume that was released just after
         engine.adoption.adopt("p", "a", "volume-a")
+    with stock.engine() as engine:
+        assert intents_of(at(engine)) == []
+        assert content(engine, "a") == NEW
+        engine.volumes.create("p", CreateVolume(name="b", size_bytes=SIZE))
+        assert engine.adoption.release("p", "b", "volume-b") == "volume-b"
+    assert stock.names() == ["volume-a", "volume-b"]
 
 
 def test_local_pools_cannot(tmp_path):

@@ -196,9 +196,14 @@ def _able(at: Pool) -> SupportsAdopt:
 
 @contextmanager
 def _alone(at: Pool, backend_name: str) -> Iterator[None]:
-    """Hold what is stored under a name, and refuse while a change of it is unfinished."""
+    """Hold what is stored under a name, and refuse while a change of it is unfinished.
+
+    The intent of a volume that was made stays a moment, and does nothing once its record is gone.
+    """
     with at.locks.hold([storage_lock(backend_name)]):
         for intent in at.list(Intent, wanted=lambda i: i.backend_volume_id == backend_name):
+            if intent.action is IntentAction.MAKE_VOLUME:
+                continue
             if intent.action in _SETTLED_HERE:
                 settle_leftover(at, intent.id)
             else:
