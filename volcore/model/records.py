@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, Self, get_origin, get_type_hints
 
 from volcore.errors import IntegrityError, Reason
 from volcore.model.checks import Check, Finding
+from volcore.model.intents import IntentAction as IntentAction
 
 FORMAT: Final = 1
 _RAW: Final = "_raw"
@@ -430,26 +431,6 @@ class Operation(Record):
     def finished(self) -> bool:
         """Whether the phase is final."""
         return self.phase in {Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED}
-
-
-class IntentAction(StrEnum):
-    """What a multi-step change sets out to do; recovery knows each."""
-
-    CREATE_VOLUME = "CREATE_VOLUME"
-    """Of servers before; rolled back. Now it is MAKE_VOLUME."""
-    MAKE_VOLUME = "MAKE_VOLUME"
-    """The record says READY already; rolled forward if the backend has the volume."""
-    DELETE_VOLUME = "DELETE_VOLUME"
-    CREATE_SNAPSHOT = "CREATE_SNAPSHOT"
-    DELETE_SNAPSHOT = "DELETE_SNAPSHOT"
-    CREATE_GROUP_SNAPSHOT = "CREATE_GROUP_SNAPSHOT"
-    DELETE_GROUP_SNAPSHOT = "DELETE_GROUP_SNAPSHOT"
-    CREATE_IMAGE = "CREATE_IMAGE"
-    DELETE_IMAGE = "DELETE_IMAGE"
-    RESIZE_VOLUME = "RESIZE_VOLUME"
-    REVERT_VOLUME = "REVERT_VOLUME"
-    ADOPT_VOLUME = "ADOPT_VOLUME"
-    RELEASE_VOLUME = "RELEASE_VOLUME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
