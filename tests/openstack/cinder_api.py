@@ -47,6 +47,12 @@ class CinderApi:
         self.call("POST", f"/types/{made}/extra_specs", {"extra_specs": specs})
         return made
 
+    def make_group_type(self, name: str, **specs: str) -> str:
+        made = self.call("POST", "/group_types", {"group_type": {"name": name}})
+        one = made["group_type"]["id"]
+        self.call("POST", f"/group_types/{one}/group_specs", {"group_specs": specs})
+        return one
+
     def create(self, kind: str, *, wait: bool = True, **fields) -> dict:
         """Create a volume or snapshot and wait until it is available."""
         made = self.call("POST", f"/{kind}s", {kind: fields})[kind]
@@ -65,12 +71,17 @@ class CinderApi:
             assert time.monotonic() < deadline, now
             time.sleep(0.1)
 
+    def volumes_of(self, group: str) -> list[dict]:
+        return self.call("GET", f"/volumes/detail?group_id={group}")["volumes"]
+
     def act(self, kind: str, one: str, action: str, arguments=None):
         return self.call("POST", f"/{kind}s/{one}/action", {action: arguments or {}})
 
     def delete(self, kind: str, one: str, *, force: bool = False) -> None:
-        """Delete, and wait until it is gone."""
-        if force:
+        """Delete, a group with its volumes, and wait until it is gone."""
+        if kind == "group":
+            self.act(kind, one, "delete", {"delete-volumes": True})
+        elif force:
             self.act(kind, one, "os-force_delete")
         else:
             self.call("DELETE", f"/{kind}s/{one}")
@@ -82,7 +93,7 @@ class CinderApi:
                 if err.code != 404:
                     raise
                 return
-            assert now["status"] in ("deleting", "available"), now
+            assert now["status"] in ("deleting", "deleted", "available"), now
             assert time.monotonic() < deadline, now
             time.sleep(0.1)
 

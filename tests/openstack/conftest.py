@@ -66,6 +66,7 @@ class Site:
             while True:
                 left = [v.name for v in client.list_volumes("pools/p", show_deleted=True)]
                 left += [s.name for s in client.list_snapshots("pools/p/volumes/-")]
+                left += [g.name for g in client.list_group_snapshots("pools/p")]
                 left += [a.name for a in client.list_attachments("pools/p/volumes/-")]
                 left += [i.name for i in client.list_images("pools/p")]
                 if backend == "ours-rbd":

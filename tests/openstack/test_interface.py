@@ -8,7 +8,7 @@ from .rig import VENV
 _ASK = """
 import inspect, json
 from volcore.cinder.driver import VolcoreDriver
-from cinder.interface import volume_driver, volume_snapshot_revert
+from cinder.interface import volume_driver, volume_group_driver, volume_snapshot_revert
 from cinder.interface import volume_manageable_driver, volume_snapshotmanagement_driver
 from cinder.volume import driver
 wrong = []
@@ -17,6 +17,7 @@ def shape(function):
     return [(p.name, p.default is p.empty) for p in names if p.kind is p.POSITIONAL_OR_KEYWORD]
 interfaces = (
     volume_driver.VolumeDriverCore,
+    volume_group_driver.VolumeGroupDriver,
     volume_snapshot_revert.VolumeSnapshotRevertDriver,
     volume_manageable_driver.VolumeListManageableDriver,
     volume_snapshotmanagement_driver.VolumeSnapshotManagementDriver,

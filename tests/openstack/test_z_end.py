@@ -4,11 +4,16 @@ import pytest
 
 from .conftest import errors
 
-# What the tests ask for that cannot be: to delete a volume in use, to attach one of a local pool,
-# and to manage what is not there.
+# What the tests ask for that cannot be: to delete a volume or a group in use, or one snapshot of a
+# group; to attach a volume of a local pool; to freeze a group in an rbd pool; to manage what is not
+# there.
 EXPECTED = (
     "Unable to delete busy volume",
     "use a type of an rbd pool",
+    "Delete group failed",
+    "must not be part of a group",
+    "cannot freeze several volumes",
+    "create failed",
     "there is no rbd image absent",
     ": manage failed.",
 )

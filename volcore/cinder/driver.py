@@ -10,7 +10,7 @@ from cinder.volume import driver, volume_utils
 from oslo_log import log as logging
 
 from volcore import limits
-from volcore.cinder import connection, manage
+from volcore.cinder import connection, groups, manage
 from volcore.cinder.options import OPTIONS, client_of
 from volcore.cinder.service import Service
 from volcore.client import Client
@@ -88,6 +88,7 @@ class VolcoreDriver(driver.VolumeDriver):
             "thick_provisioning_support": False,
             "multiattach": False,
             "online_extend_support": True,
+            "consistent_group_snapshot_enabled": False,
             "QoS_support": False,
             "sparse_copy_volume": True,
             "location_info": f"volcore:{self.configuration.safe_get('volcore_endpoint')}:"
@@ -105,6 +106,7 @@ class VolcoreDriver(driver.VolumeDriver):
                 total_capacity_gb=round(pool.capacity_bytes / limits.GIB, 2),
                 free_capacity_gb=round(pool.available_bytes / limits.GIB, 2),
                 provisioned_capacity_gb=round(pool.provisioned_bytes / limits.GIB, 2),
+                consistent_group_snapshot_enabled=pool.capabilities.group_snapshot,
                 backend_state="up",
             )
         self._stats = stats
@@ -205,6 +207,89 @@ class VolcoreDriver(driver.VolumeDriver):
         name = self._snapshot(snapshot)
         with _translated(busy=exception.SnapshotIsBusy(snapshot_name=snapshot.name)):
             self._service.call(lambda c: _delete_snapshot(c, name))
+
+    # Groups. To change one is left to Cinder: it is nothing before it is frozen.
+
+    def create_group(self, context: Any, group: Any) -> dict[str, str]:
+        """Refuse a type that asks for what the pool cannot: no scheduler has looked at that."""
+        with _translated():
+            pool = self._pool = self._pool or self._service.call(self._get_pool)
+        if groups.is_consistent(group) and not pool.capabilities.group_snapshot:
+            raise exception.VolumeDriverException(
+                message=f"{pool.name} ({pool.backend}) cannot freeze several volumes at one "
+                "instant; use a group type without consistent_group_snapshot_enabled"
+            )
+        return {"status": "available"}
+
+    def delete_group(self, context: Any, group: Any, volumes: Any) -> groups.Updates:
+        """Delete the volumes of a group, and what a clone that was cut off has left."""
+        self._thaw(groups.passing_name(group))
+        return groups.delete_volumes(volumes, self.delete_volume)
+
+    def create_group_from_src(
+        self,
+        context: Any,
+        group: Any,
+        volumes: Any,
+        group_snapshot: Any = None,
+        snapshots: Any = None,
+        source_group: Any = None,
+        source_vols: Any = None,
+    ) -> groups.Updates:
+        """Create volumes from a group snapshot, or from one instant of another group.
+
+        Raises:
+            NotImplementedError: the type asks for no more than Cinder does by itself.
+        """
+        if not groups.is_consistent(group):
+            raise NotImplementedError
+        if snapshots:
+            for volume, snapshot in zip(volumes, snapshots, strict=True):
+                self._create(volume, snapshot=self._snapshot(snapshot))
+            return groups.same(volumes, "available")
+        sources = [self._volume(source) for source in source_vols]
+        instant = groups.passing_name(group)
+        try:
+            self._freeze(instant, sources)
+            for volume, source in zip(volumes, sources, strict=True):
+                self._create(volume, snapshot=f"{source}/snapshots/{instant}")
+        finally:
+            self._thaw(instant)
+        return groups.same(volumes, "available")
+
+    def create_group_snapshot(
+        self, context: Any, group_snapshot: Any, snapshots: Any
+    ) -> groups.Updates:
+        """Freeze the volumes of a group at one instant, all or none.
+
+        Raises:
+            NotImplementedError: see create_group_from_src.
+        """
+        if not groups.is_consistent(group_snapshot):
+            raise NotImplementedError
+        name = groups.snapshot_name(group_snapshot)
+        self._freeze(name, [f"{self._parent}/volumes/{one.volume_name}" for one in snapshots])
+        return groups.same(snapshots, "available", provider_id=name)
+
+    def delete_group_snapshot(
+        self, context: Any, group_snapshot: Any, snapshots: Any
+    ) -> groups.Updates:
+        """Delete a group snapshot with its members, whatever its type says now."""
+        self._thaw(groups.snapshot_name(group_snapshot))
+        for one in snapshots:
+            if not one.provider_id:
+                self.delete_snapshot(one)
+        return groups.same(snapshots, "deleted")
+
+    def _freeze(self, name: str, volumes: list[str]) -> None:
+        name = f"{self._parent}/groupSnapshots/{name}"
+        with _translated():
+            self._service.call(lambda c: c.create_group_snapshot(name, volumes))
+
+    def _thaw(self, name: str) -> None:
+        name = f"{self._parent}/groupSnapshots/{name}"
+        with _translated():
+            self._service.call(lambda c: c.delete_group_snapshot(name))
 
     # Connections.
 
@@ -333,7 +418,8 @@ class VolcoreDriver(driver.VolumeDriver):
         return f"{self._parent}/volumes/{volume.name}"
 
     def _snapshot(self, snapshot: Any) -> str:
-        return f"{self._parent}/volumes/{snapshot.volume_name}/snapshots/{snapshot.name}"
+        name = snapshot.provider_id or snapshot.name
+        return f"{self._parent}/volumes/{snapshot.volume_name}/snapshots/{name}"
 
 
 _BUSY: Final = (
