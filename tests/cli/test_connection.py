@@ -11,6 +11,7 @@ from volcore.cli import connection
 from volcore.v1.attachment_pb2 import (
     ACCESS_MODE_READ_ONLY,
     ACCESS_MODE_READ_WRITE,
+    ACCESS_MODE_READ_WRITE_SHARED,
     Attachment,
     NbdConnection,
     RbdConnection,
@@ -111,6 +112,17 @@ def test_read_only_reaches_every_form():
     assert ElementTree.fromstring(connection.as_libvirt(reader)).find("readonly") is not None
     writer = ElementTree.fromstring(connection.as_libvirt(attachment(nbd=UNIX)))
     assert writer.find("readonly") is None
+
+
+def test_no_cache_where_hosts_share():
+    """Goal: no guest reads what another one has overwritten. Method: look at all forms."""
+    shared = attachment(ACCESS_MODE_READ_WRITE_SHARED, rbd=RBD)
+    assert connection.blockdev(shared)["cache"] == {"direct": True}
+    disk = ElementTree.fromstring(connection.as_libvirt(shared))
+    assert disk.find("driver").get("cache") == "none"
+    assert disk.find("shareable") is not None
+    alone = ElementTree.fromstring(connection.as_libvirt(attachment(rbd=RBD)))
+    assert (alone.find("driver").get("cache"), alone.find("shareable")) == (None, None)
 
 
 def test_libvirt():

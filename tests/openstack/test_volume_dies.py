@@ -1,4 +1,4 @@
-"""A kill -9 of cinder-volume in the middle of a group. Late in the run: its reports stop a while."""
+"""A kill -9 of cinder-volume amid a group. Late in the run: its reports stop for a while."""
 
 import os
 import signal

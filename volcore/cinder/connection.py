@@ -3,6 +3,8 @@
 volcore lets one host write. In a live migration Nova asks for the second host while the first one
 still writes: that host is attached on standby, and takes over when the first one is detached. The
 image's exclusive lock decides meanwhile who writes.
+
+Volumes of a multi-attach type are attached to each host in the mode that all share.
 """
 
 import hashlib
@@ -38,6 +40,37 @@ def attach(client: Client, volume: str, host: str) -> attachment_pb2.Attachment:
             active = attachment_pb2.ATTACHMENT_STATE_ACTIVE
             source = next((one.host for one in attached.values() if one.state == active), "")
         return client.attach_volume(volume, host, hand_over_from=source)
+
+
+def attach_shared(client: Client, volume: str, host: str) -> attachment_pb2.Attachment:
+    """Give `host` the volume beside others; repeatable."""
+    return client.attach_volume(
+        volume, host, access_mode=attachment_pb2.ACCESS_MODE_READ_WRITE_SHARED
+    )
+
+
+def is_shared_by_guests(volume: Any, connector: Mapping[str, Any] | None) -> bool:
+    """Tell whether more than one guest of a connector's host may have a multi-attach volume.
+
+    An attachment that is being made has no connector yet, so it counts for every host. Two that
+    end at once count each other, and the host keeps its right; `delete` ends it.
+    """
+    if connector is None or not connector.get("host"):
+        return False
+    known = [one.connector for one in volume.volume_attachment]
+    return len([one for one in known if not one or one.get("host") == connector["host"]]) > 1
+
+
+def delete(client: Client, volume: str, *, shared: bool) -> None:
+    """Delete a volume that Cinder has attached nowhere; gone is no error."""
+    if shared:
+        try:
+            for one in list(client.list_attachments(volume)):
+                if one.access_mode == attachment_pb2.ACCESS_MODE_READ_WRITE_SHARED:
+                    client.detach_volume(volume, one.host)
+        except NotFoundError:
+            return
+    client.delete_volume(volume)
 
 
 def detach(client: Client, volume: str, host: str) -> None:

@@ -106,6 +106,7 @@ class VolcoreDriver(driver.VolumeDriver):
                 total_capacity_gb=round(pool.capacity_bytes / limits.GIB, 2),
                 free_capacity_gb=round(pool.available_bytes / limits.GIB, 2),
                 provisioned_capacity_gb=round(pool.provisioned_bytes / limits.GIB, 2),
+                multiattach=pool.capabilities.connection == "rbd",
                 consistent_group_snapshot_enabled=pool.capabilities.group_snapshot,
                 backend_state="up",
             )
@@ -146,9 +147,9 @@ class VolcoreDriver(driver.VolumeDriver):
 
     def delete_volume(self, volume: Any) -> None:
         """Delete a volume; gone is no error."""
-        name = self._volume(volume)
+        name, shared = self._volume(volume), volume.multiattach
         with _translated(busy=exception.VolumeIsBusy(volume_name=volume.name)):
-            self._service.call(lambda c: c.delete_volume(name))
+            self._service.call(lambda c: connection.delete(c, name, shared=shared))
 
     def extend_volume(self, volume: Any, new_size: int) -> None:
         """Grow a volume to `new_size` GiB, attached or not."""
@@ -188,8 +189,8 @@ class VolcoreDriver(driver.VolumeDriver):
         here = self.get_volume_stats().get("location_info")
         if host["capabilities"].get("location_info") != here or diff.get("encryption"):
             return False, None
-        asked = [diff["extra_specs"].get(key) for key in ("multiattach", "replication_enabled")]
-        if any(change and change[1] not in (None, "", "<is> False") for change in asked):
+        asked = diff["extra_specs"].get("replication_enabled")
+        if asked and asked[1] not in (None, "", "<is> False"):
             return False, None
         consumer = (diff.get("qos_specs") or {}).get("consumer")
         return not (consumer and consumer[1] in ("back-end", "both")), None
@@ -320,21 +321,29 @@ class VolcoreDriver(driver.VolumeDriver):
         """Give a host the volume and tell it how to reach it."""
         self.validate_connector(connector)
         name, host = self._volume(volume), connection.host_of(connector)
+        attach = connection.attach_shared if volume.multiattach else connection.attach
         with _translated():
-            attachment = self._service.call(lambda c: connection.attach(c, name, host))
+            attachment = self._service.call(lambda c: attach(c, name, host))
         return connection.rbd_data(
             attachment, volume.id, self.configuration.safe_get("rbd_secret_uuid")
         )
 
-    def terminate_connection(self, volume: Any, connector: Any, **kwargs: Any) -> None:
-        """Take the volume from a host, or from all without a connector."""
+    def terminate_connection(self, volume: Any, connector: Any, **kwargs: Any) -> bool:
+        """Take the volume from a host, or from all without a connector.
+
+        Returns:
+            Whether the host keeps it, since another guest there may have it, too.
+        """
         name = self._volume(volume)
+        if volume.multiattach and connection.is_shared_by_guests(volume, connector):
+            return True
         with _translated():
             if connector is None or not connector.get("host"):
                 self._service.call(lambda c: connection.detach_all(c, name))
             else:
                 host = connection.host_of(connector)
                 self._service.call(lambda c: connection.detach(c, name, host))
+        return False
 
     # Manage.
 

@@ -39,6 +39,7 @@ class Mode(StrEnum):
 
     READ_WRITE = "read-write"
     READ_ONLY = "read-only"
+    SHARED = "read-write-shared"
 
 
 class Connection(StrEnum):
@@ -97,6 +98,7 @@ def attach(
     modes = {
         Mode.READ_WRITE: attachment_pb2.ACCESS_MODE_READ_WRITE,
         Mode.READ_ONLY: attachment_pb2.ACCESS_MODE_READ_ONLY,
+        Mode.SHARED: attachment_pb2.ACCESS_MODE_READ_WRITE_SHARED,
     }
     with connect(context, pool) as session:
         name = session.volume(volume)

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from volcore.v1.attachment_pb2 import ACCESS_MODE_READ_ONLY, Attachment
+from volcore.v1.attachment_pb2 import (
+    ACCESS_MODE_READ_ONLY,
+    ACCESS_MODE_READ_WRITE_SHARED,
+    Attachment,
+)
 
 NODE_NAME_BYTES_MAX: Final = 31
 """*Source*: QEMU, include/block/block_int-common.h, `node_name[32]`."""
@@ -81,6 +85,8 @@ def blockdev(attachment: Attachment) -> dict[str, Any]:
             options["server"] = [
                 {"host": host, "port": port} for host, port in map(_monitor, rbd.monitors)
             ]
+    if _shared(attachment):
+        options["cache"] = {"direct": True}
     return {**options, "read-only": _read_only(attachment), "discard": "unmap"}
 
 
@@ -112,7 +118,9 @@ def as_qemu(attachment: Attachment, tls_directory: Path = TLS_DIRECTORY) -> str:
 def as_libvirt(attachment: Attachment) -> str:
     """Return a libvirt `<disk>` element."""
     disk = ElementTree.Element("disk", type="network", device="disk")
-    ElementTree.SubElement(disk, "driver", name="qemu", type="raw", discard="unmap")
+    driver = ElementTree.SubElement(disk, "driver", name="qemu", type="raw", discard="unmap")
+    if _shared(attachment):
+        driver.set("cache", "none")
     if attachment.WhichOneof("connection") == "nbd":
         nbd = attachment.nbd
         source = ElementTree.SubElement(disk, "source", protocol="nbd", name=nbd.export_name)
@@ -140,6 +148,8 @@ def as_libvirt(attachment: Attachment) -> str:
     ElementTree.SubElement(disk, "serial").text = _volume(attachment)[:SERIAL_BYTES_MAX]
     if _read_only(attachment):
         ElementTree.SubElement(disk, "readonly")
+    if _shared(attachment):
+        ElementTree.SubElement(disk, "shareable")
     ElementTree.indent(disk)
     return ElementTree.tostring(disk, encoding="unicode")
 
@@ -158,6 +168,10 @@ def _packed(options: dict[str, Any]) -> str:
 
 def _read_only(attachment: Attachment) -> bool:
     return attachment.access_mode == ACCESS_MODE_READ_ONLY
+
+
+def _shared(attachment: Attachment) -> bool:
+    return attachment.access_mode == ACCESS_MODE_READ_WRITE_SHARED
 
 
 def _monitor(address: str) -> tuple[str, str]:

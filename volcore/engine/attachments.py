@@ -1,12 +1,14 @@
 """Attachments: which host may use a volume, how, and where it finds it.
 
-Read-write is one host at a time; read-only may be many as long as none may write. For a live
-migration a second host may be attached read-write on standby: it reads, and writes are refused. A
-hand-over moves the right to write from one to the other; there are never two writers.
+Read-write is one host at a time; read-only may be many as long as none may write; read-write-shared
+may be many, whose guests agree among themselves. For a live migration of read-write a second host
+may be attached on standby: it reads, and writes are refused. A hand-over moves the right to write
+from one to the other; there are never two writers.
 
 Invariant INV-ATT-1 (must): of the exports of a volume at most one lets writes in, and none that the
-catalog has on standby. A hand-over shuts the source's export and waits until its writes are
-durable, then commits, then opens the target's; after a crash the catalog decides.
+catalog has on standby; hosts that share a volume share that one. A hand-over shuts the source's
+export and waits until its writes are durable, then commits, then opens the target's; after a crash
+the catalog decides.
 """
 
 from functools import partial
@@ -217,9 +219,9 @@ def in_use(at: Pool, volume: Volume, attached: list[Attachment]) -> Precondition
 
 
 def _check_alone(at: Pool, volume: Volume, others: list[Attachment], mode: AccessMode) -> None:
-    """Refuse a second host where one of them may write."""
-    writers = [a for a in others if a.access_mode is AccessMode.READ_WRITE]
-    blocking = others if mode is AccessMode.READ_WRITE else writers
+    """Refuse a second host unless both only read, or both share the right to write."""
+    alone = mode is AccessMode.READ_WRITE
+    blocking = [a for a in others if alone or a.access_mode is not mode]
     if blocking:
         raise in_use(at, volume, blocking)
 
@@ -248,7 +250,7 @@ def _check_hand_over(host: str, mode: AccessMode, source: str) -> None:
 def _check_source(at: Pool, volume: Volume, others: list[Attachment], source: str) -> None:
     """Refuse a target unless `source` alone has the volume and may write."""
     writer = next((a for a in others if a.host == source), None)
-    if writer is None or writer.standby or writer.access_mode is AccessMode.READ_ONLY:
+    if writer is None or writer.standby or writer.access_mode is not AccessMode.READ_WRITE:
         raise PreconditionError(
             f"host {source!r} has no right to write to volume {volume.name!r} that it could hand "
             "over; attach it there first",

@@ -69,6 +69,8 @@ class AccessMode(StrEnum):
 
     READ_WRITE = "READ_WRITE"
     READ_ONLY = "READ_ONLY"
+    READ_WRITE_SHARED = "READ_WRITE_SHARED"
+    """Several hosts write at a time."""
 
 
 class Record:

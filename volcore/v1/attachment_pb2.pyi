@@ -21,12 +21,14 @@ class AccessMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACCESS_MODE_UNSPECIFIED: _ClassVar[AccessMode]
     ACCESS_MODE_READ_WRITE: _ClassVar[AccessMode]
     ACCESS_MODE_READ_ONLY: _ClassVar[AccessMode]
+    ACCESS_MODE_READ_WRITE_SHARED: _ClassVar[AccessMode]
 ATTACHMENT_STATE_UNSPECIFIED: AttachmentState
 ATTACHMENT_STATE_ACTIVE: AttachmentState
 ATTACHMENT_STATE_STANDBY: AttachmentState
 ACCESS_MODE_UNSPECIFIED: AccessMode
 ACCESS_MODE_READ_WRITE: AccessMode
 ACCESS_MODE_READ_ONLY: AccessMode
+ACCESS_MODE_READ_WRITE_SHARED: AccessMode
 
 class Attachment(_message.Message):
     __slots__ = ("name", "host", "access_mode", "create_time", "state", "hand_over_from", "nbd", "rbd")

@@ -71,7 +71,7 @@ class AttachmentServiceServicer:
 
         Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
         with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-        (the details name the host), or hand_over_from may not write.
+        alone or the other one only reads (the details name the host), or hand_over_from may not write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

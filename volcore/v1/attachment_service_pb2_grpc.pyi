@@ -38,7 +38,7 @@ class AttachmentServiceStub:
 
     Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
     with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-    (the details name the host), or hand_over_from may not write.
+    alone or the other one only reads (the details name the host), or hand_over_from may not write.
     """
     HandOverVolume: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.HandOverVolumeRequest, _attachment_service_pb2.HandOverVolumeResponse]
     """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
@@ -76,7 +76,7 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
 
     Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
     with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-    (the details name the host), or hand_over_from may not write.
+    alone or the other one only reads (the details name the host), or hand_over_from may not write.
     """
     HandOverVolume: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.HandOverVolumeRequest, _attachment_service_pb2.HandOverVolumeResponse]  # type: ignore[assignment]
     """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
@@ -117,7 +117,7 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
         with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-        (the details name the host), or hand_over_from may not write.
+        alone or the other one only reads (the details name the host), or hand_over_from may not write.
         """
 
     @_abc_1.abstractmethod

@@ -38,10 +38,12 @@ _ACCESS_MODES = {
     attachment_pb2.ACCESS_MODE_UNSPECIFIED: records.AccessMode.READ_WRITE,
     attachment_pb2.ACCESS_MODE_READ_WRITE: records.AccessMode.READ_WRITE,
     attachment_pb2.ACCESS_MODE_READ_ONLY: records.AccessMode.READ_ONLY,
+    attachment_pb2.ACCESS_MODE_READ_WRITE_SHARED: records.AccessMode.READ_WRITE_SHARED,
 }
 _ACCESS_MODES_BY_NAME = {
     records.AccessMode.READ_WRITE: attachment_pb2.ACCESS_MODE_READ_WRITE,
     records.AccessMode.READ_ONLY: attachment_pb2.ACCESS_MODE_READ_ONLY,
+    records.AccessMode.READ_WRITE_SHARED: attachment_pb2.ACCESS_MODE_READ_WRITE_SHARED,
 }
 _PHASES = {
     records.Phase.QUEUED: operation_pb2.OPERATION_PHASE_QUEUED,
