@@ -5,7 +5,7 @@ import time
 import urllib.error
 import urllib.request
 
-DONE_S = 90.0
+DONE_S = 180.0
 
 
 class ApiError(Exception):

@@ -11,6 +11,7 @@ from volcore.testing.nbd_disk import NbdDisk
 from volcore.testing.server import RunningServer
 
 from .cinder_api import CinderApi
+from .glance_api import GlanceApi
 from .rig import Rig
 
 DRIVER = "volcore.cinder.driver.VolcoreDriver"
@@ -21,6 +22,7 @@ class Site:
 
     def __init__(self, cinder, rig, rbd, local, conf_path, pool):
         self.cinder, self.rig, self.conf_path, self.pool = cinder, rig, conf_path, pool
+        self.glance = GlanceApi(rig.glance)
         self.servers = {"ours-rbd": rbd, "ours-local": local}
 
     def name(self, volume: dict) -> str:
@@ -58,6 +60,18 @@ class Site:
             rbd.Image(ioctx, name) as image,
         ):
             yield image
+
+    def images(self, backend: str) -> list[str]:
+        """The images of Glance that a backend has imported."""
+        with self.servers[backend].client() as client:
+            return [image.name for image in client.list_images("pools/p")]
+
+    def forget_images(self, backend: str) -> None:
+        """Delete them."""
+        with self.servers[backend].client() as client:
+            for image in list(client.list_images("pools/p")):
+                assert image.name.startswith("pools/p/images/glance-"), image
+                client.delete_image(image.name)
 
     def leftovers(self, backend: str) -> list[str]:
         """What the catalog of a backend still has, deletes behind the answer awaited."""
@@ -100,7 +114,12 @@ def site(ceph_cluster, tmp_path_factory):
     )
     local = RunningServer(home / "local")
     ours = {
-        name: {"volume_driver": DRIVER, "volcore_endpoint": server.endpoint, "volcore_pool": "p"}
+        name: {
+            "volume_driver": DRIVER,
+            "volcore_endpoint": server.endpoint,
+            "volcore_pool": "p",
+            "volcore_image_cache_size_gb": "4",
+        }
         for name, server in (("ours-rbd", rbd), ("ours-local", local))
     }
     stock = {

@@ -1,9 +1,10 @@
-"""Real Cinder services on loopback: RabbitMQ, MariaDB and cinder-api, -scheduler and -volume.
+"""Real services on loopback: RabbitMQ, MariaDB, Glance and cinder-api, -scheduler and -volume.
 
 Everything lies in one directory. Only processes started here are ended, by their process groups.
 """
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-openstack"
+GLANCE_VENV = ROOT / ".venv-glance"
 START_S = 90.0
 
 _CONF = """\
@@ -26,6 +28,8 @@ transport_url = rabbit://guest:guest@127.0.0.1:{rabbit}/
 osapi_volume_listen = 127.0.0.1
 osapi_volume_listen_port = {api}
 osapi_volume_workers = 1
+glance_api_servers = http://127.0.0.1:{glance}
+glance_num_retries = 0
 state_path = {home}/state
 api_paste_config = {home}/etc/api-paste.ini
 resource_query_filters_file = {home}/etc/resource_filters.json
@@ -45,6 +49,39 @@ lock_path = {home}/state/lock
 backend_url = file://{home}/state/coordination
 """
 
+# Nobody signs in; Glance's own checks of formats are off, so that volcore's are seen.
+_GLANCE_CONF = """\
+[DEFAULT]
+bind_host = 127.0.0.1
+bind_port = {glance}
+enabled_backends = fs:file
+node_staging_uri = file://{home}/staging
+worker_self_reference_url = http://127.0.0.1:{glance}
+state_path = {home}
+[fs]
+filesystem_store_datadir = {home}/images
+[glance_store]
+default_backend = fs
+[os_glance_staging_store]
+filesystem_store_datadir = {home}/staging
+[os_glance_tasks_store]
+filesystem_store_datadir = {home}/tasks
+[database]
+connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/glance
+[image_format]
+require_image_format_match = False
+[oslo_policy]
+policy_file = {home}/policy.yaml
+[paste_deploy]
+config_file = {home}/etc/glance-api-paste.ini
+[oslo_concurrency]
+lock_path = {home}
+"""
+_ALLOW_ALL = (
+    "import json; from glance import policies; "
+    "print(json.dumps({rule.name: '' for rule in policies.list_rules()}))"
+)
+
 
 def free_port() -> int:
     """Return a port below the kernel's ephemeral range on which nobody listens."""
@@ -56,12 +93,14 @@ def free_port() -> int:
 
 
 class Rig:
-    """Cinder with the given backend sections, started by `with`."""
+    """Cinder with the given backend sections, and Glance, started by `with`."""
 
     def __init__(self, home: Path, backends: dict[str, dict[str, str]], *, native: bool = False):
         self.home = home
         self.native = native
-        self.rabbit, self.dist, self.epmd, self.maria, self.api = (free_port() for _ in range(5))
+        self.rabbit, self.dist, self.epmd, self.maria, self.api, self.glance = (
+            free_port() for _ in range(6)
+        )
         self.processes: dict[str, subprocess.Popen] = {}
         shutil.copytree(VENV / "etc" / "cinder", home / "etc")
         for name in ("state/lock", "state/coordination", "log", "rabbit/mnesia", "rabbit/log"):
@@ -71,6 +110,7 @@ class Rig:
             rabbit=self.rabbit,
             maria=self.maria,
             api=self.api,
+            glance=self.glance,
             backends=",".join(backends),
         )
         for name, options in backends.items():
@@ -84,9 +124,11 @@ class Rig:
             self._start_rabbit()
             self._start_maria()
             self._cinder_manage("db", "sync")
+            self._start_glance()
             for name in ("api", "scheduler", "volume"):
                 self.start(name)
             self._wait_port("api", self.api)
+            self._wait_port("glance", self.glance)
         except BaseException:
             self.__exit__()
             raise
@@ -116,6 +158,12 @@ class Rig:
     def log(self, name: str) -> str:
         """Return what a service has said."""
         return (self.home / "log" / f"{name}.log").read_text(errors="replace")
+
+    def sql(self, database: str, statement: str) -> None:
+        """Change what a service remembers behind its back."""
+        socket_path = self.home / "maria" / "s"
+        words = ["mariadb", "-u", "root", "-S", socket_path, "-e", statement, database]
+        subprocess.run(words, check=True)
 
     def _spawn(self, name, command, environment):
         with (self.home / "log" / f"{name}.log").open("ab") as log:
@@ -184,10 +232,31 @@ class Rig:
         )  # fmt: skip
         self._wait_port("maria", self.maria)
         grants = (
-            "create database cinder; create user rig@'127.0.0.1' identified by 'rig'; "
+            "create database cinder; create database glance; "
+            "create user rig@'127.0.0.1' identified by 'rig'; "
             "grant all on *.* to rig@'127.0.0.1'"
         )
-        subprocess.run(["mariadb", "-u", "root", "-S", f"{home}/s", "-e", grants], check=True)
+        self.sql("mysql", grants)
+
+    def _start_glance(self):
+        home = self.home / "glance"
+        shutil.copytree(GLANCE_VENV / "etc" / "glance", home / "etc")
+        for name in ("images", "staging", "tasks"):
+            (home / name).mkdir()
+        conf = home / "etc" / "glance-api.conf"
+        conf.write_text(_GLANCE_CONF.format(home=home, glance=self.glance, maria=self.maria))
+        python = GLANCE_VENV / "bin" / "python"
+        rules = subprocess.run([python, "-c", _ALLOW_ALL], check=True, capture_output=True).stdout
+        (home / "policy.yaml").write_text(json.dumps(json.loads(rules)))
+        manage = [GLANCE_VENV / "bin" / "glance-manage", "--config-file", conf, "db_sync"]
+        done = subprocess.run(manage, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        self._spawn(
+            "glance",
+            [GLANCE_VENV / "bin" / "gunicorn", "--bind", f"127.0.0.1:{self.glance}",
+             "--workers", "1", "--threads", "8", "--timeout", "600", "glance.wsgi.api:application"],
+            {"OS_GLANCE_CONFIG_DIR": str(home / "etc")},
+        )  # fmt: skip
 
     def _cinder_manage(self, *words):
         done = subprocess.run(

@@ -1,5 +1,10 @@
-"""The driver class that cinder-volume loads; each method is one or two calls to volcore."""
+"""The driver class that cinder-volume loads; each method is one or two calls to volcore.
 
+Why so long: Cinder calls all of its methods on one class; what is more than a call is elsewhere.
+"""
+
+import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,9 +15,12 @@ from cinder.volume import driver, volume_utils
 from oslo_log import log as logging
 
 from volcore import limits
-from volcore.cinder import connection, groups, manage
-from volcore.cinder.options import OPTIONS, client_of
+from volcore.cinder import connection, groups, manage, uploads
+from volcore.cinder.image_cache import ImageCache
+from volcore.cinder.images import Images, serves
+from volcore.cinder.options import OPTIONS, client_of, transfer
 from volcore.cinder.service import Service
+from volcore.cinder.transfer import forget
 from volcore.client import Client
 from volcore.errors import (
     DeadlineError,
@@ -27,6 +35,8 @@ from volcore.v1 import pool_pb2
 LOG = logging.getLogger(__name__)
 STATS_TIMEOUT_S: Final = 10.0
 CLEANUP_TIMEOUT_S: Final = 10.0
+UPLOADS_MAX: Final = 4
+"""Exports that one backend runs at once: each is a process, and a file."""
 
 
 @interface.volumedriver
@@ -46,6 +56,21 @@ class VolcoreDriver(driver.VolumeDriver):
         self.configuration.append_config_values(OPTIONS)
         self._service = Service(lambda: client_of(self.configuration))
         self._pool: pool_pb2.Pool | None = None
+        self._transfer = functools.partial(transfer, self.configuration)
+        self._images = Images(
+            self._service,
+            parent=self._parent,
+            import_timeout_s=self.configuration.safe_get("volcore_image_timeout"),
+            owner=self.host or "",
+            transfer=self._transfer,
+            cache=ImageCache(
+                self._service,
+                parent=self._parent,
+                size_gib=self.configuration.safe_get("volcore_image_cache_size_gb"),
+                age_days=self.configuration.safe_get("volcore_image_cache_age_days"),
+            ),
+        )
+        self._uploads = threading.BoundedSemaphore(UPLOADS_MAX)
 
     @staticmethod
     def get_driver_options() -> list[Any]:
@@ -126,30 +151,35 @@ class VolcoreDriver(driver.VolumeDriver):
         """Create a volume from another one as it is now, possibly larger."""
         self._create(volume, volume=self._volume(src_vref))
 
-    def _create(self, made: Any, *, snapshot: str = "", volume: str = "") -> None:
+    def _create(self, made: Any, *, snapshot: str = "", volume: str = "", image: str = "") -> None:
+        with _translated():
+            self._try_create(made, snapshot=snapshot, volume=volume, image=image)
+
+    def _try_create(
+        self, made: Any, *, snapshot: str = "", volume: str = "", image: str = ""
+    ) -> None:
         if made.encryption_key_id:
             raise exception.VolumeDriverException(
                 message="volcore has no encrypted volumes yet; use a volume type without encryption"
             )
         name, size_bytes = self._volume(made), made.size * limits.GIB
-        with _translated():
-            try:
-                self._service.call(
-                    lambda c: c.create_volume(
-                        name, size_bytes=size_bytes, snapshot=snapshot, volume=volume
-                    )
+        try:
+            self._service.call(
+                lambda c: c.create_volume(
+                    name, size_bytes=size_bytes, snapshot=snapshot, volume=volume, image=image
                 )
-            except (DeadlineError, UnavailableError):
-                # Cinder may go on with another backend: what is made yet must not stay here.
-                if left := self._service.call(lambda c: _forget(c, name)):
-                    LOG.warning("%s may be left behind: %s", name, left.message)
-                raise
+            )
+        except (DeadlineError, UnavailableError):
+            # Cinder may go on with another backend: what is made yet must not stay here.
+            if left := self._service.call(lambda c: _forget(c, name)):
+                LOG.warning("%s may be left behind: %s", name, left.message)
+            raise
 
     def delete_volume(self, volume: Any) -> None:
         """Delete a volume; gone is no error."""
         name, shared = self._volume(volume), volume.multiattach
         with _translated(busy=exception.VolumeIsBusy(volume_name=volume.name)):
-            self._service.call(lambda c: connection.delete(c, name, shared=shared))
+            self._service.call(lambda c: _delete_volume(c, name, shared=shared))
 
     def extend_volume(self, volume: Any, new_size: int) -> None:
         """Grow a volume to `new_size` GiB, attached or not."""
@@ -291,6 +321,39 @@ class VolcoreDriver(driver.VolumeDriver):
         name = f"{self._parent}/groupSnapshots/{name}"
         with _translated():
             self._service.call(lambda c: c.delete_group_snapshot(name))
+
+    # Images.
+
+    def clone_image(
+        self,
+        context: Any,
+        volume: Any,
+        image_location: Any,
+        image_meta: Any,
+        image_service: Any,
+    ) -> tuple[dict[str, Any], bool]:
+        """Create a volume as a clone of an image, which the first use imports."""
+        if not serves(image_meta):
+            return {}, False
+        with _translated():
+            self._images.clone(
+                image_meta,
+                volume.size * limits.GIB,
+                lambda file: image_service.download(context, image_meta["id"], file),
+                lambda image: self._try_create(volume, image=image),
+            )
+        return {}, True
+
+    def copy_volume_to_image(
+        self, context: Any, volume: Any, image_service: Any, image_meta: Any
+    ) -> None:
+        """Upload a volume as it is now, attached or not, as raw or qcow2."""
+        uploads.check(image_meta)
+        name, disk_format = self._volume(volume), image_meta["disk_format"]
+        with uploads.temporary_file(self.host or "") as path:
+            with self._uploads, _translated():
+                self._transfer("export", volume=name, path=path, disk_format=disk_format)
+            uploads.send(context, image_service, image_meta, path, volume)
 
     # Connections.
 
@@ -465,6 +528,16 @@ def _forget(client: Client, name: str) -> VolcoreError | None:
     except VolcoreError as err:
         return err
     return None
+
+
+def _delete_volume(client: Client, name: str, *, shared: bool) -> None:
+    try:
+        connection.delete(client, name, shared=shared)
+    except PreconditionError as err:
+        if err.reason is not Reason.VOLUME_HAS_SNAPSHOTS:
+            raise
+        forget(client, name)  # of a killed cinder-volume: Cinder knows of none
+        connection.delete(client, name, shared=shared)
 
 
 def _delete_snapshot(client: Client, name: str) -> None:

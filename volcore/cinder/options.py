@@ -1,11 +1,15 @@
 """The options of the driver in its section of cinder.conf, and the client that they describe."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from oslo_concurrency import processutils
 from oslo_config import cfg
 
 from volcore.cinder.service import RESTART_TRIES
+from volcore.cinder.transfer import told
 from volcore.client import Client, ClientTls
 from volcore.client.channel import DEFAULT_ENDPOINT
 
@@ -21,6 +25,26 @@ OPTIONS: list[Any] = [
         default=60,
         min=1,
         help="Seconds that one request may take, repetitions included.",
+    ),
+    cfg.IntOpt(
+        "volcore_image_timeout",
+        default=3600,
+        min=1,
+        help="Seconds that a request waits while another one imports the same Glance image.",
+    ),
+    cfg.IntOpt(
+        "volcore_image_cache_size_gb",
+        default=0,
+        min=0,
+        help="GiB that the disks of imported Glance images may have together before those that "
+        "no volume needs are deleted, least recently used first; 0: no bound.",
+    ),
+    cfg.IntOpt(
+        "volcore_image_cache_age_days",
+        default=0,
+        min=0,
+        help="Days since its last use after which an imported Glance image that no volume needs "
+        "is deleted; 0: no bound.",
     ),
     cfg.StrOpt("volcore_tls_ca", help="PEM file of the authority that signed volcore's key."),
     cfg.StrOpt("volcore_tls_certificate", help="PEM file of the certificate shown to volcore."),
@@ -49,3 +73,26 @@ def client_of(configuration: Any) -> Client:
         tls=tls,
         retry=RESTART_TRIES,
     )
+
+
+def transfer(configuration: Any, action: str, **arguments: Any) -> None:
+    """Import or export with a process of its own (`volcore.cinder.transfer`); never blocks a hub.
+
+    Raises:
+        VolcoreError: from volcore.
+        ProcessExecutionError: the process ended without an answer.
+    """
+    asked = {
+        "action": action,
+        "arguments": arguments,
+        "endpoint": configuration.safe_get("volcore_endpoint"),
+        "timeout_s": configuration.safe_get("volcore_image_timeout"),
+        "tls": {
+            name: configuration.safe_get(f"volcore_tls_{name}")
+            for name in ("ca", "certificate", "key")
+        },
+    }
+    answer, _ = processutils.execute(
+        sys.executable, "-m", "volcore.cinder.transfer", process_input=json.dumps(asked)
+    )
+    told(answer)

@@ -46,8 +46,13 @@ class Service:
         """
         if self._patched is None:
             return work(self._client())
-        tpool = _eventlet_module("tpool")
-        result: T = tpool.execute(functools.partial(self._work_here, work))
+        return self.run(functools.partial(self._work_here, work))
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, which may block; it may run in another thread."""
+        if self._patched is None:
+            return work()
+        result: T = _eventlet_module("tpool").execute(work)
         return result
 
     def _client(self) -> Client:

@@ -1,0 +1,108 @@
+"""Import and export in a process of their own: `python -m volcore.cinder.transfer`.
+
+grpc serves streams with threads, which eventlet makes green ones, and those wait for ever in a
+native thread. A process without eventlet is right in both modes, and leaves the interpreter of
+cinder-volume to its requests. It reads one JSON object and answers with one.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from volcore import errors
+from volcore.client import Client, ClientTls, RetryPolicy
+from volcore.errors import NotFoundError, Reason, VolcoreError
+from volcore.v1 import image_pb2
+
+FORMATS: Final = {
+    "raw": image_pb2.IMAGE_FORMAT_RAW,
+    "qcow2": image_pb2.IMAGE_FORMAT_QCOW2,
+    "vmdk": image_pb2.IMAGE_FORMAT_VMDK,
+    "vdi": image_pb2.IMAGE_FORMAT_VDI,
+    "vhdx": image_pb2.IMAGE_FORMAT_VHDX,
+}
+_TRIES: Final = RetryPolicy(tries_max=30)
+
+
+def import_file(
+    client: Client, *, name: str, path: str, disk_format: str, labels: dict[str, str]
+) -> None:
+    """Import a file as an image.
+
+    Raises:
+        VolcoreError: from volcore.
+    """
+    client.import_image(name, path, format=FORMATS[disk_format], labels=labels)
+
+
+def export(client: Client, *, volume: str, path: str, disk_format: str) -> None:
+    """Write a volume as it is now into a file, sparsely; nothing else stays behind.
+
+    Raises:
+        VolcoreError: from volcore.
+    """
+    snapshot, image = _names(volume)
+    forget(client, volume)
+    try:
+        client.create_snapshot(snapshot)
+        client.publish_image(image, snapshot)
+        with open(path, "wb") as file:
+            client.export_image(image, file, format=FORMATS[disk_format])
+    finally:
+        forget(client, volume)
+
+
+def forget(client: Client, volume: str) -> None:
+    """Delete what an export of a volume works with; gone is no error."""
+    snapshot, image = _names(volume)
+    client.delete_image(image)
+    try:
+        client.delete_snapshot(snapshot)
+    except NotFoundError:  # with its volume
+        return
+
+
+def _names(volume: str) -> tuple[str, str]:
+    pool, _, volume_id = volume.partition("/volumes/")
+    return f"{volume}/snapshots/upload-{volume_id}", f"{pool}/images/upload-{volume_id}"
+
+
+def told(answer: str) -> None:
+    """Raise what the process has answered, if it is an error.
+
+    Raises:
+        VolcoreError: from volcore.
+    """
+    if error := json.loads(answer).get("error"):
+        kind = getattr(errors, error["kind"])
+        raise kind(error["message"], reason=Reason(error["reason"]), **error["context"])
+
+
+def main() -> None:
+    """Do what the object on stdin says."""
+    asked: dict[str, Any] = json.load(sys.stdin)
+    tls = {key: Path(path) if path else None for key, path in asked["tls"].items()}
+    actions: dict[str, Callable[..., None]] = {"import": import_file, "export": export}
+    error = None
+    with Client(
+        asked["endpoint"],
+        timeout_s=asked["timeout_s"],
+        tls=ClientTls(**tls) if any(tls.values()) else None,
+        retry=_TRIES,
+    ) as client:
+        try:
+            actions[asked["action"]](client, **asked["arguments"])
+        except VolcoreError as err:
+            error = {
+                "kind": type(err).__name__,
+                "message": err.message,
+                "reason": err.reason.value,
+                "context": {key: err.context[key] for key in err.context if key == "request_id"},
+            }
+    json.dump({"error": error}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
