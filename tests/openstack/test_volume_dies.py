@@ -44,4 +44,5 @@ def test_cinder_dies(site):
         cinder.act("group", copy["id"], "reset_status", {"status": "error"})
     for one in (*copies, group):
         cinder.delete("group", one["id"])
+    site.forget_images(backend)
     assert site.leftovers(backend) == []
