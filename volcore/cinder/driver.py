@@ -41,10 +41,13 @@ UPLOADS_MAX: Final = 4
 
 @interface.volumedriver
 class VolcoreDriver(driver.VolumeDriver):
-    """Volumes of one volcore pool; keeps no state and takes no lock of its own.
+    """Volumes of one volcore pool; keeps no state that another process would miss.
+
+    Its one lock, for the first use of an image, is of Cinder's coordinator.
 
     Version history:
-        0.1.0 - volumes, snapshots, clones, extend, revert, rbd connections, manage.
+        0.1.0 - volumes, snapshots, clones, extend, revert, rbd connections, manage, groups,
+                multi-attach, images.
     """
 
     VERSION = "0.1.0"
