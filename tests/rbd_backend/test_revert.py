@@ -2,7 +2,12 @@
 
 import subprocess
 
+import pytest
+
 from rbd_backend.pools import opened, raw_pool
+from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.opening import open_image
+from volcore.errors import UnavailableError
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 from volcore.testing.device_contract import put
 
@@ -28,6 +33,27 @@ def test_object_map(ceph_cluster, ceph_pool):
             check(ceph_cluster, ceph_pool)
             with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "v") as image:
                 assert chunks_in(image, fast=True) >= chunks_in(image, fast=False)
+
+
+def test_lock_not_to_be_had(ceph_cluster, ceph_pool):
+    """Goal: the caller repeats what only the lock prevented. Method: a client that keeps it."""
+    import rbd
+
+    with opened(ceph_cluster, ceph_pool) as backend:
+        backend.create("v", CHUNK_SIZE_BYTES)
+        backend.create_snapshot("v", "s")
+        session = backend._session()
+        image_id = session.find("v").image_id
+        with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "v") as other:
+            other.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+            with (
+                pytest.raises(UnavailableError) as caught,
+                translated("revert volume v"),
+                open_image(session.ioctx, image_id, read_only=False) as image,
+            ):
+                image.rollback_to_snap("s")
+        assert caught.value.retryable
+        backend.revert("v", "s")
 
 
 def check(access, pool):

@@ -117,6 +117,14 @@ def error_of_code(code: int, doing: str, words: str) -> VolcoreError:
             reason=Reason.CLUSTER_UNREACHABLE,
             retryable=True,
         )
+    if code == errno.EROFS:  # librbd says so whatever kept it from the exclusive lock
+        return UnavailableError(
+            f"cannot {doing}: the exclusive lock of the rbd image could not be taken: another"
+            " client keeps it or has just died with it, or this server was fenced off; retry, and"
+            " if that does not help look at `rbd lock ls`",
+            reason=Reason.CLUSTER_UNREACHABLE,
+            retryable=True,
+        )
     if code in _REFUSED:
         return PermissionDeniedError(
             f"{text}; give the Ceph user the capabilities `mon 'profile rbd'` and"
@@ -136,8 +144,6 @@ def _other_error_of(code: int, text: str) -> VolcoreError:
         return PreconditionError(
             f"{text}; a client has it open", reason=Reason.VOLUME_IN_USE, retryable=True
         )
-    if code == errno.EROFS:
-        return PreconditionError(text, reason=Reason.READ_ONLY)
     if code in _ABSENT:
         return NotSupportedError(text, reason=Reason.CAPABILITY_ABSENT)
     if code == errno.ECANCELED:
