@@ -103,6 +103,9 @@ DELETES_WAITING_MAX: Final = 10_000
 DELETE_RETRY_S_MIN: Final = 1.0
 DELETE_RETRY_S_MAX: Final = 60.0
 """Pauses between attempts double from one to the other: a client that died is gone after 30 s."""
+DELETE_SNAPSHOT_DELAY_S: Final = 2.0
+"""From the answer to the work: who rotates snapshots makes one next, and librbd keeps the volume
+for up to a second while it removes one."""
 DELETES_KEPT_MAX: Final = 1000
 """Ended deletes that can be looked at, per pool: there may be many more of them in a day."""
 

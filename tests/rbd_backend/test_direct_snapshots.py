@@ -1,5 +1,6 @@
 """Snapshots by the short path: few rounds, whole or gone after any cut, right beside clients."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -105,6 +106,20 @@ def test_cut_anywhere(volume, ceph_cluster, ceph_pool, monkeypatch):
             assert not covered(found, 2 * CHUNK)
             volume.delete_snapshot("v", name)
         assert leftovers(ceph_cluster, ceph_pool) - clean <= data_of(volume), cut
+
+
+def test_numbers_above_those_of_librbd(volume):
+    """Goal: librbd has no more than one turn. Method: a snapshot of an open volume, then wait."""
+    session = volume._session()
+    image_id = session.headers.image_id("v")
+    with volume.open_device("v", read_only=False):
+        volume.create_snapshot("v", "attached")
+    above = session.headers.snap_seq(image_id)
+    deadline = time.monotonic() + 30
+    while session.direct._stock._snaps[-1:] <= [above]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert session.direct.snapshot("v", image_id, "detached") is Outcome.MADE
 
 
 def data_of(backend):

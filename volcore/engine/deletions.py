@@ -31,6 +31,7 @@ from volcore.errors import ExhaustedError, NotFoundError, Reason, VolcoreError
 from volcore.limits import (
     DELETE_RETRY_S_MAX,
     DELETE_RETRY_S_MIN,
+    DELETE_SNAPSHOT_DELAY_S,
     DELETES_AT_ONCE,
     DELETES_KEPT_MAX,
     DELETES_WAITING_MAX,
@@ -96,7 +97,8 @@ class Deletions:
                 self._take(self._operations.track(at, operation), delay_s=DELETE_RETRY_S_MIN)
             raise
         work = self._operations.track(at, operation)
-        self._take(work)
+        is_snapshot = intent.action is IntentAction.DELETE_SNAPSHOT
+        self._take(work, delay_s=DELETE_SNAPSHOT_DELAY_S if is_snapshot else 0.0)
         return work.operation
 
     def wait(self, timeout_s: float) -> bool:

@@ -175,6 +175,7 @@ def _clone_live(session: Session, entry: Entry, target_id: str) -> None:
         translated(f"clone volume {entry.volume_id}"),
     ):
         image.create_snap(name)
+        session.direct.snapshot_by_librbd(entry.image_id)
         try:
             _clone_snapshot(session, entry.volume_id, name, target_id)
         finally:

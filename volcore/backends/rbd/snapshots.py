@@ -82,3 +82,4 @@ def _create_by_librbd(session: Session, entry: Entry, image: Any, snapshot_id: s
     if len(session.headers.snaps(entry.image_id)) >= SNAPSHOTS_PER_VOLUME_MAX:
         raise too_many_snapshots(entry.volume_id)
     image.create_snap(snapshot_id)
+    session.direct.snapshot_by_librbd(entry.image_id)

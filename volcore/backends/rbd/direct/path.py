@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
 from volcore.backends.contract import ShortPath, ShortPathState
@@ -163,6 +163,12 @@ class DirectPath:
             self._facts.forget(volume_id)
             if not begun:
                 self._stock.put_back(snap)
+
+    def snapshot_by_librbd(self, image_id: str) -> None:
+        """Note that librbd has made a snapshot: the next direct one needs a higher number."""
+        if self._state.state is ShortPathState.ON:
+            with suppress(VolcoreError):
+                self._stock.used_elsewhere(self._headers.snap_seq(image_id))
 
     def settle_snapshots(self) -> None:
         """Delete what snapshots cut short have left."""

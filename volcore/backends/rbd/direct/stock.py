@@ -69,6 +69,12 @@ class Stock:
                 self._changed.notify_all()
             return found
 
+    def used_elsewhere(self, snap: int) -> None:
+        """Note a number that an image has from somewhere else: have higher ones in stock soon."""
+        with self._changed:
+            self._asked_above = max(self._asked_above, snap)
+            self._changed.notify_all()
+
     def put_back(self, snap: int) -> None:
         """Take a number back that was not used, and has the row of a number in stock."""
         with self._changed:
