@@ -1,8 +1,8 @@
 # Every target sets up what it needs; `make help` lists them.
-# demo: BACKEND=local|rbd, IMAGE=path of a disk image. test: TESTS="words for pytest". bench, bench-local:
-# BENCH="words". asan: ASAN="words for scripts/asan". soak: SOAK="words for scripts/soak".
+# demo: BACKEND=local|rbd, IMAGE=path of a disk image. test: TESTS="words for pytest". bench, bench-local,
+# bench-openstack: BENCH="words". asan: ASAN="words for scripts/asan". soak: SOAK="words for scripts/soak".
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openstack lint types protos asan build bench bench-local soak docs clean
+.PHONY: help demo test test-openstack lint types protos asan build bench bench-local bench-openstack soak docs clean
 MAKEFLAGS += --no-print-directory
 unexport PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE := 1
@@ -62,6 +62,11 @@ bench: ## volumes on Ceph against their bars and rivals, 15 minutes (BENCH="clon
 bench-local: ## the embedded backend against its bars and rivals, ten minutes (BENCH="clone fio")
 	@scripts/setup bench
 	@$(PYTHON) -m benchmarks.local $(BENCH)
+
+bench-openstack: ## Cinder with our driver against the stock RBD driver, ten minutes (BENCH="driver api")
+	@scripts/setup openstack
+	@scripts/setup bench
+	@$(PYTHON) -m benchmarks openstack $(BENCH)
 
 soak: ## long crash tests: power cuts, corruptions, kill -9 under load, rbd (SOAK="--seconds 60 load")
 	@scripts/setup test

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 PAIRED_MAX = 16
+"""Rounds up to which a ratio is the median of the rounds' ratios."""
 LESS_IS_BETTER = {"us", "ms", "MiB"}
 HEADS = ("scenario", "figure", "volcore", "rival", "ratio", "bar", "verdict")
 
@@ -179,28 +180,10 @@ def write_json(path: Path, figures: Sequence[Figure], facts: Sequence[str]) -> N
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def write_page(path: Path, figures: Sequence[Figure], facts: Sequence[str]) -> None:
+def write_page(path: Path, head: str, figures: Sequence[Figure], facts: Sequence[str]) -> None:
     """Write the page of the documentation: a run, as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ["| " + " | ".join(row) + " |" for row in (HEADS, ["---"] * len(HEADS))]
     rows += ["| " + " | ".join(figure.cells()) + " |" for figure in figures]
-    path.write_text(
-        "\n".join(
-            [
-                "# The embedded backend, measured",
-                "",
-                "<!-- Written by `make bench-local`; do not edit. -->",
-                "",
-                "Medians, with quartiles (ends of the range for fewer than eight samples) in",
-                "brackets. Rivals ran in the same run, turn by turn. A ratio is that of the",
-                f"medians or, up to {PAIRED_MAX} rounds, the median of the rounds' ratios,",
-                "followed by the ratio of each side's best round: other work on the machine only",
-                "slows. What each figure isolates is said by its module in `benchmarks/local`.",
-                "",
-                *rows,
-                "",
-                f"{summary(figures)}. Machine: {'; '.join(facts)}.",
-                "",
-            ]
-        )
-    )
+    last = f"{summary(figures)}. Machine: {'; '.join(facts)}."
+    path.write_text("\n".join([head, *rows, "", last, ""]))

@@ -33,6 +33,17 @@ DIRECTORY = Path("/var/tmp")
 JSON_PATH = ROOT / ".cache" / "bench-local.json"
 PAGE_PATH = ROOT / "docs" / "benchmarks" / "local.md"
 TIME_S_MAX = 900
+HEAD = f"""\
+# The embedded backend, measured
+
+<!-- Written by `make bench-local`; do not edit. -->
+
+Medians, with quartiles (ends of the range for fewer than eight samples) in
+brackets. Rivals ran in the same run, turn by turn. A ratio is that of the
+medians or, up to {report.PAIRED_MAX} rounds, the median of the rounds' ratios,
+followed by the ratio of each side's best round: other work on the machine only
+slows. What each figure isolates is said by its module in `benchmarks/local`.
+"""
 
 
 def main() -> int:
@@ -66,7 +77,7 @@ def main() -> int:
     report.write_json(options.json, figures, facts)
     page = options.page or (PAGE_PATH if full else None)
     if page is not None:
-        report.write_page(page, figures, facts)
+        report.write_page(page, HEAD, figures, facts)
     return 0
 
 
