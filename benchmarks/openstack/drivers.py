@@ -3,7 +3,8 @@
 Runs in the environment that has Cinder, with the rig's cinder.conf; no API, no queue, no database.
 Writes `{"what": {"ours-rbd": [seconds...], "stock": [...]}}` to its standard output.
 
-What each line isolates:
+Each round has a volume and a snapshot of its own, so that no call waits for what an earlier one has
+left to do behind its answer. What each line isolates:
   snapshot     of a detached volume
   from         a volume from a snapshot of another one
   clone        a volume from a volume
@@ -35,7 +36,7 @@ SIZE_GB = 1
 
 
 class Contender:
-    """One driver, with a volume and a snapshot of it to start from."""
+    """One driver, and a volume of the image."""
 
     def __init__(self, name: str, image_id: str) -> None:
         section = configuration.Configuration(manager.volume_backend_opts, config_group=name)
@@ -48,10 +49,6 @@ class Contender:
         self.driver.check_for_setup_error()
         self.images = manager.glance.get_default_image_service()
         self.image = self.images.show(self.context, image_id)
-        self.source = self.volume()
-        self.driver.create_volume(self.source)
-        self.snapshot = self.snapshot_of(self.source)
-        self.driver.create_snapshot(self.snapshot)
         self.cached = self.volume()
         if name == "stock":
             self.driver.create_volume(self.cached)  # its content takes no part in a clone
@@ -84,21 +81,22 @@ class Contender:
     def round(self, stock: bool) -> dict[str, float]:
         """Do each thing once, and take it back outside of the clock."""
         driver, spent = self.driver, {}
-        snapshot = self.snapshot_of(self.source)
+        source = self.volume()
+        driver.create_volume(source)
+        snapshot = self.snapshot_of(source)
         spent["snapshot"] = timed(lambda: driver.create_snapshot(snapshot))
-        driver.delete_snapshot(snapshot)
-        made, spent["from"] = self.new(
-            lambda v: driver.create_volume_from_snapshot(v, self.snapshot)
-        )
+        made, spent["from"] = self.new(lambda v: driver.create_volume_from_snapshot(v, snapshot))
         spent["connection"] = timed(lambda: driver.initialize_connection(made, CONNECTOR))
         driver.terminate_connection(made, CONNECTOR)
         spent["delete"] = timed(lambda: driver.delete_volume(made))
-        made, spent["clone"] = self.new(lambda v: driver.create_cloned_volume(v, self.source))
-        driver.delete_volume(made)
-        made, spent["image"] = self.new(
+        clone, spent["clone"] = self.new(lambda v: driver.create_cloned_volume(v, source))
+        of_image, spent["image"] = self.new(
             (lambda v: driver.create_cloned_volume(v, self.cached)) if stock else self.of_image
         )
-        driver.delete_volume(made)
+        for volume in (clone, of_image):
+            driver.delete_volume(volume)
+        driver.delete_snapshot(snapshot)
+        driver.delete_volume(source)
         return spent
 
 
