@@ -48,6 +48,7 @@ class Site:
             "rbd_pool": "stock",
             "rbd_user": "admin",
             "rbd_ceph_conf": str(conf),
+            "image_volume_cache_enabled": "True",  # the best that it has
         }
         self.rig = undo.enter_context(Rig(home / "rig", {OURS: ours, STOCK: stock}))
         self.cinder = CinderApi(self.rig.api)

@@ -40,6 +40,8 @@ service_down_time = 120
 quota_volumes = -1
 quota_snapshots = -1
 quota_gigabytes = -1
+cinder_internal_tenant_project_id = 0123456789abcdef0123456789abcdef
+cinder_internal_tenant_user_id = 0123456789abcdef0123456789abcdef
 backend_stats_polling_interval = 5
 [database]
 connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/cinder
@@ -116,6 +118,7 @@ class Rig:
         for name, options in backends.items():
             lines = [f"{key} = {value}" for key, value in options.items()]
             text += "\n".join([f"[{name}]", f"volume_backend_name = {name}", *lines, ""])
+        self._make_sudo()
         self.conf = home / "cinder.conf"
         self.conf.write_text(text)
 
@@ -165,6 +168,19 @@ class Rig:
         words = ["mariadb", "-u", "root", "-S", socket_path, "-e", statement, database]
         subprocess.run(words, check=True)
 
+    def _make_sudo(self):
+        """Let Cinder's root helper find itself: we are root, and sudo would drop the PATH."""
+        stub = self.home / "bin" / "sudo"
+        stub.parent.mkdir()
+        stub.write_text('#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n')
+        stub.chmod(0o755)
+        conf = self.home / "etc" / "rootwrap.conf"
+        found = {"filters_path": f"{self.home}/etc/rootwrap.d", "exec_dirs": f"{VENV}/bin,/usr/bin"}
+        lines = [line.partition("=") for line in conf.read_text().splitlines()]
+        conf.write_text(
+            "".join(f"{key}{sign}{found.get(key, value)}\n" for key, sign, value in lines)
+        )
+
     def _spawn(self, name, command, environment):
         with (self.home / "log" / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -175,7 +191,7 @@ class Rig:
                 cwd=self.home,
                 start_new_session=True,
                 env={
-                    "PATH": f"{VENV}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                    "PATH": f"{self.home}/bin:{VENV}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                     "HOME": str(self.home),
                     "LC_ALL": "C.UTF-8",
                     "PYTHONNOUSERSITE": "1",
@@ -227,7 +243,8 @@ class Rig:
             "maria",
             ["mariadbd", "--no-defaults", user, f"--datadir={home}/data", f"--socket={home}/s",
              f"--pid-file={home}/pid", f"--port={self.maria}", "--bind-address=127.0.0.1",
-             "--character-set-server=utf8", "--innodb-buffer-pool-size=128M"],
+             "--max-connections=500", "--character-set-server=utf8",
+             "--innodb-buffer-pool-size=128M"],
             {},
         )  # fmt: skip
         self._wait_port("maria", self.maria)
