@@ -96,7 +96,7 @@ def driver_figures(site: Site, *, rounds: int) -> list[Figure]:
 def api_figures(site: Site, *, tiny: bool) -> list[Figure]:
     """Ask cinder-api; see `rest`."""
     turns = rest.run(site, rounds=1 if tiny else 10, burst_rounds=1 if tiny else 3)
-    whats = list(dict.fromkeys(name.rpartition(", ")[0] for name in turns.times_s))
+    lines = list(dict.fromkeys(name.rpartition(", ")[0] for name in turns.times_s))
     bars = {f"{rest.BURST_CLONES} volumes from one volume": 0.35}
 
     def ours(what: str) -> Sample:
@@ -107,7 +107,7 @@ def api_figures(site: Site, *, tiny: bool) -> list[Figure]:
             scenario="api", name=what, unit="ms", at_most=bars.get(what), rival="stock RBD driver",
             ours=ours(what), theirs=milliseconds(turns.times_s[f"{what}, {STOCK}"]),
         )
-        for what in whats
+        for what in lines
     ]  # fmt: skip
     count = rest.BURST_CREATES
     figures.append(
