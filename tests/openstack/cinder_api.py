@@ -1,45 +1,23 @@
 """Cinder's REST API, as far as the tests need it."""
 
-import json
 import time
-import urllib.error
-import urllib.request
+
+from .rest import ApiError
+from .rest import call as call_rest
 
 DONE_S = 180.0
 
 
-class ApiError(Exception):
-    """An answer that is an error."""
-
-    def __init__(self, code: int, text: str):
-        super().__init__(f"{code}: {text}")
-        self.code = code
-
-
 class CinderApi:
-    """Calls as an administrator, without Keystone."""
+    """Calls as an administrator, without Keystone; or as whoever a token of Keystone is for."""
 
-    def __init__(self, port: int):
-        self._url = f"http://127.0.0.1:{port}/v3"
+    def __init__(self, port: int, token: str = "admin:admin"):
+        self._url, self._token = f"http://127.0.0.1:{port}/v3", token
 
     def call(self, method: str, path: str, body=None):
         """Return the parsed answer."""
-        request = urllib.request.Request(
-            self._url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "X-Auth-Token": "admin:admin",
-                "Content-Type": "application/json",
-                "OpenStack-API-Version": "volume 3.66",
-            },
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as err:
-            raise ApiError(err.code, err.read().decode(errors="replace")) from None
-        return json.loads(text) if text else None
+        version = {"OpenStack-API-Version": "volume 3.66"}
+        return call_rest(method, self._url + path, body, token=self._token, headers=version)
 
     def make_type(self, name: str, backend: str, **specs: str) -> str:
         made = self.call("POST", "/types", {"volume_type": {"name": name}})["volume_type"]["id"]

@@ -12,6 +12,7 @@ from volcore.testing.server import RunningServer
 
 from .cinder_api import CinderApi
 from .glance_api import GlanceApi
+from .rest import ApiError
 from .rig import Rig
 
 DRIVER = "volcore.cinder.driver.VolcoreDriver"
@@ -140,11 +141,13 @@ def site(ceph_cluster, tmp_path_factory):
 
 def wait_up(cinder, rig, *, since=0):
     """Wait until all backends are initialized, after `since` in the log, and known for it."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     wanted = {"ours-rbd", "ours-local", "stock"}
     while True:
         said = rig.log("volume")[since:]
-        pools = cinder.call("GET", "/scheduler-stats/get_pools?detail=true")["pools"]
+        pools = []
+        with contextlib.suppress(ApiError):  # what is asked before the scheduler listens is lost
+            pools = cinder.call("GET", "/scheduler-stats/get_pools?detail=true")["pools"]
         up = {p["name"].split("@")[1].split("#")[0] for p in pools}
         if wanted <= up and said.count("Driver initialization completed") >= len(wanted):
             return

@@ -3,21 +3,17 @@
 Everything lies in one directory. Only processes started here are ended, by their process groups.
 """
 
-import contextlib
 import json
 import os
-import random
 import shutil
-import signal
-import socket
 import subprocess
-import time
 from pathlib import Path
+
+from .processes import Processes, free_port
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-openstack"
 GLANCE_VENV = ROOT / ".venv-glance"
-START_S = 90.0
 
 _CONF = """\
 [DEFAULT]
@@ -49,6 +45,14 @@ connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/cinder
 lock_path = {home}/state/lock
 [coordination]
 backend_url = file://{home}/state/coordination
+[nova]
+auth_type = password
+auth_url = http://127.0.0.1:{keystone}/v3
+username = service
+password = secret
+project_name = service
+user_domain_id = default
+project_domain_id = default
 """
 
 # Nobody signs in; Glance's own checks of formats are off, so that volcore's are seen.
@@ -85,27 +89,17 @@ _ALLOW_ALL = (
 )
 
 
-def free_port() -> int:
-    """Return a port below the kernel's ephemeral range on which nobody listens."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-class Rig:
+class Rig(Processes):
     """Cinder with the given backend sections, and Glance, started by `with`."""
 
     def __init__(self, home: Path, backends: dict[str, dict[str, str]], *, native: bool = False):
-        self.home = home
+        super().__init__(home, VENV)
         self.native = native
-        self.rabbit, self.dist, self.epmd, self.maria, self.api, self.glance = (
-            free_port() for _ in range(6)
+        self.rabbit, self.dist, self.epmd, self.maria, self.api, self.glance, self.keystone = (
+            free_port() for _ in range(7)
         )
-        self.processes: dict[str, subprocess.Popen] = {}
         shutil.copytree(VENV / "etc" / "cinder", home / "etc")
-        for name in ("state/lock", "state/coordination", "log", "rabbit/mnesia", "rabbit/log"):
+        for name in ("state/lock", "state/coordination", "rabbit/mnesia", "rabbit/log"):
             (home / name).mkdir(parents=True)
         text = _CONF.format(
             home=home,
@@ -113,6 +107,7 @@ class Rig:
             maria=self.maria,
             api=self.api,
             glance=self.glance,
+            keystone=self.keystone,
             backends=",".join(backends),
         )
         for name, options in backends.items():
@@ -126,7 +121,7 @@ class Rig:
         try:
             self._start_rabbit()
             self._start_maria()
-            self._cinder_manage("db", "sync")
+            self._run("cinder-manage", "--config-file", self.conf, "db", "sync")
             self._start_glance()
             for name in ("api", "scheduler", "volume"):
                 self.start(name)
@@ -137,30 +132,11 @@ class Rig:
             raise
         return self
 
-    def __exit__(self, *_):
-        for name in reversed(list(self.processes)):
-            self.stop(name)
-
     def start(self, name: str) -> None:
         """Start one of Cinder's services."""
         program = VENV / "bin" / f"cinder-{name}"
         extra = {"OS_CINDER_DISABLE_EVENTLET_PATCHING": "1"} if self.native else {}
         self._spawn(name, [program, "--config-file", self.conf], extra)
-
-    def stop(self, name: str, *, hard: bool = False) -> None:
-        """End one service with all that it started."""
-        process = self.processes.pop(name)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL if hard or name == "rabbit" else signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
-
-    def log(self, name: str) -> str:
-        """Return what a service has said."""
-        return (self.home / "log" / f"{name}.log").read_text(errors="replace")
 
     def sql(self, database: str, statement: str) -> None:
         """Change what a service remembers behind its back."""
@@ -180,24 +156,6 @@ class Rig:
         conf.write_text(
             "".join(f"{key}{sign}{found.get(key, value)}\n" for key, sign, value in lines)
         )
-
-    def _spawn(self, name, command, environment):
-        with (self.home / "log" / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [str(word) for word in command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.home,
-                start_new_session=True,
-                env={
-                    "PATH": f"{self.home}/bin:{VENV}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                    "HOME": str(self.home),
-                    "LC_ALL": "C.UTF-8",
-                    "PYTHONNOUSERSITE": "1",
-                    **environment,
-                },
-            )
 
     def _start_rabbit(self):
         home = self.home / "rabbit"
@@ -245,7 +203,6 @@ class Rig:
              f"--pid-file={home}/pid", f"--port={self.maria}", "--bind-address=127.0.0.1",
              "--max-connections=500", "--character-set-server=utf8",
              "--innodb-buffer-pool-size=128M"],
-            {},
         )  # fmt: skip
         self._wait_port("maria", self.maria)
         grants = (
@@ -265,30 +222,10 @@ class Rig:
         python = GLANCE_VENV / "bin" / "python"
         rules = subprocess.run([python, "-c", _ALLOW_ALL], check=True, capture_output=True).stdout
         (home / "policy.yaml").write_text(json.dumps(json.loads(rules)))
-        manage = [GLANCE_VENV / "bin" / "glance-manage", "--config-file", conf, "db_sync"]
-        done = subprocess.run(manage, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        self._run(GLANCE_VENV / "bin" / "glance-manage", "--config-file", conf, "db_sync")
         self._spawn(
             "glance",
             [GLANCE_VENV / "bin" / "gunicorn", "--bind", f"127.0.0.1:{self.glance}",
              "--workers", "1", "--threads", "8", "--timeout", "600", "glance.wsgi.api:application"],
             {"OS_GLANCE_CONFIG_DIR": str(home / "etc")},
         )  # fmt: skip
-
-    def _cinder_manage(self, *words):
-        done = subprocess.run(
-            [VENV / "bin" / "cinder-manage", "--config-file", self.conf, *words],
-            capture_output=True, text=True, cwd=self.home,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def _wait_port(self, name, port):
-        deadline = time.monotonic() + START_S
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return
-            process = self.processes[name]
-            assert process.poll() is None, f"{name} ended:\n{self.log(name)[-3000:]}"
-            assert time.monotonic() < deadline, f"{name} is silent:\n{self.log(name)[-3000:]}"
-            time.sleep(0.1)
