@@ -10,6 +10,12 @@ What the guest prints, a line each (`boot` returns them with the rest of the con
     boots before this one: N           lines in /guest-wrote, to which each boot appends one
     disk written                       the new line is flushed to the disk
 
+Then it is off; with the word `stay` on the kernel's command line it stays, and prints
+
+    second disk: N bytes               when /dev/vdb comes or changes its size
+    second disk written                WRITTEN_BY_GUEST is flushed to its beginning, once it came
+    second disk: none                  when it goes
+
 Booted with `qemu_command(..., writes_sequence=True)`, it looks for no file system: it writes a
 sequence of self-proving blocks to the disk, from its beginning and for ever, and prints
 
@@ -42,6 +48,10 @@ DISK_SIZE_BYTES = 64 << 20
 HOSTNAME = "golden"
 BOOTED_LINE = "booted from volume: "
 WRITTEN_LINE = "disk written"
+STAY_WORD = "stay"
+SECOND_LINE = "second disk: "
+SECOND_WRITTEN_LINE = "second disk written"
+WRITTEN_BY_GUEST = b"written by the guest"
 SEQUENCE_LINE = "written: "
 SEQUENCE_STEP = 16
 """Blocks between two flushes of the sequence."""
@@ -97,6 +107,19 @@ sectors=$($b cat /sys/block/vda/size)
 echo "disk: serial=$($b cat /sys/block/vda/serial) size_bytes=$((sectors * 512))"
 echo "boots before this one: $($b cat /guest-wrote | $b wc -l)"
 echo "boot $($b date +%s)" >>/guest-wrote && $b sync && echo "{written}"
+if $b grep -qw {stay} /proc/cmdline; then
+  $b mount -t devtmpfs d /dev
+  known=none
+  while $b sleep 0.2; do
+    now=none
+    size=$($b cat /sys/block/vdb/size 2>/dev/null) && now="$((size * 512)) bytes"
+    [ "$now" = "$known" ] && continue
+    echo "{second}$now"
+    [ "$known" = none ] && printf "{mark}" | $b dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null &&
+      echo "{second_written}"
+    known=$now
+  done
+fi
 $b mount -o remount,ro /; $b poweroff -f
 """
 
@@ -249,7 +272,15 @@ def _build(work: Path, packages: Sequence[Path]) -> None:
         ),
     )
     _write_script(
-        root / "sbin" / "init", _DISK_INIT.format(booted=BOOTED_LINE, written=WRITTEN_LINE)
+        root / "sbin" / "init",
+        _DISK_INIT.format(
+            booted=BOOTED_LINE,
+            written=WRITTEN_LINE,
+            stay=STAY_WORD,
+            second=SECOND_LINE,
+            second_written=SECOND_WRITTEN_LINE,
+            mark=WRITTEN_BY_GUEST.decode(),
+        ),
     )
     names = "\n".join(str(path.relative_to(early)) for path in sorted(early.rglob("*")))
     (out / "initrd").write_bytes(_run(["cpio", "--quiet", "-o", "-H", "newc"], early, names))
