@@ -63,6 +63,9 @@ class CinderApi:
             self.act(kind, one, "os-force_delete")
         else:
             self.call("DELETE", f"/{kind}s/{one}")
+        self.wait_gone(kind, one)
+
+    def wait_gone(self, kind: str, one: str) -> None:
         deadline = time.monotonic() + DONE_S
         while True:
             try:

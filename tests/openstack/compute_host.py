@@ -6,6 +6,8 @@ has the same path on all hosts, as Nova wants it, and each host has its own ther
 """
 
 import contextlib
+import os
+import signal
 import uuid
 from pathlib import Path
 
@@ -67,6 +69,13 @@ class ComputeHost(Processes):
         self._wait("libvirtd", self._is_up)
         for secret, key in secrets.items():
             self.define_secret(secret, key)
+
+    def die(self) -> None:
+        """End at once, guests included, as if the power were cut."""
+        for path in (self.home / "own/run/libvirt/qemu").glob("*.pid"):
+            os.kill(int(path.read_text()), signal.SIGKILL)
+        for name in list(self.processes):
+            self.stop(name, hard=True)
 
     def define_secret(self, secret: str, key: str) -> None:
         """Give libvirt a key of Ceph's, by the uuid of the secret."""

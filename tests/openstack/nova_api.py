@@ -18,10 +18,18 @@ class NovaApi:
         version = {"OpenStack-API-Version": "compute 2.89"}
         return call(method, self._url + path, body, token=self._token, headers=version)
 
-    def boot(self, flavor: str, volume: str) -> str:
-        """Boot a server without a network from a volume; return its id when it is up."""
-        disk = {"boot_index": 0, "uuid": volume, "source_type": "volume",
-                "destination_type": "volume"}  # fmt: skip
+    def boot(self, flavor: str, source: str, kind: str = "volume", **fields) -> str:
+        """Boot a server from a volume, or from one that Nova makes; return its id when it is up.
+
+        It has no network.
+        """
+        disk = {
+            "boot_index": 0,
+            "uuid": source,
+            "source_type": kind,
+            "destination_type": "volume",
+            **fields,
+        }
         asked = {"name": "guest", "flavorRef": flavor, "networks": "none"}
         made = self.call(
             "POST", "/servers", {"server": {**asked, "block_device_mapping_v2": [disk]}}
@@ -35,6 +43,13 @@ class NovaApi:
         self.call("POST", f"/servers/{server}/action", asked)
         self._wait(server, end)
 
+    def evacuate(self, server: str, host: str) -> None:
+        """Start a server elsewhere, as an administrator, as its host is gone for good."""
+        found = self.call("GET", f"/os-services?binary=nova-compute&host={host}")["services"]
+        self.call("PUT", f"/os-services/{found[0]['id']}", {"forced_down": True})
+        self.call("POST", f"/servers/{server}/action", {"evacuate": {}})
+        self._wait(server, "ACTIVE")
+
     def console(self, server: str) -> str:
         """Return what the server's console shows."""
         asked = {"os-getConsoleOutput": {}}
@@ -47,6 +62,11 @@ class NovaApi:
             assert time.monotonic() < deadline, said
             time.sleep(0.5)
         return said
+
+    def volumes(self, server: str) -> list[str]:
+        """Return the ids of a server's volumes."""
+        told = self.call("GET", f"/servers/{server}/os-volume_attachments")["volumeAttachments"]
+        return [one["volumeId"] for one in told]
 
     def attach(self, server: str, volume: str) -> None:
         asked = {"volumeAttachment": {"volumeId": volume}}
