@@ -35,7 +35,7 @@ class ComputeHost(Processes):
     """One host, with what `nova_rig` has for all."""
 
     def __init__(self, home, name: str, nova_rig):
-        super().__init__(home, nova_rig.venv, ends_hard=True)
+        super().__init__(home, nova_rig.venv)
         self.name, self._nova_rig = name, nova_rig
         self._uri = f"qemu+unix:///system?socket={home}/own/run/libvirt/libvirt-sock"
         for place in ("etc", "run", "var/lib", "var/log", "var/cache"):
@@ -55,13 +55,6 @@ class ComputeHost(Processes):
         for file, line in _USERS.items():
             (home / file).write_text(Path("/etc", file).read_text() + line)
 
-    def __exit__(self, *_):
-        if "libvirtd" in self.processes:
-            with contextlib.suppress(AssertionError):  # it may not have come up
-                for name in self.virsh("list", "--name").split():
-                    self.virsh("destroy", name)
-        super().__exit__()
-
     def start_libvirtd(self, secrets: dict[str, str]) -> None:
         """Start libvirtd and give it Ceph's keys."""
         files = ["--config", self.home / "libvirtd.conf", "--pid-file", self.home / "libvirtd.pid"]
@@ -72,10 +65,12 @@ class ComputeHost(Processes):
 
     def die(self) -> None:
         """End at once, guests included, as if the power were cut."""
-        for path in (self.home / "own/run/libvirt/qemu").glob("*.pid"):
-            os.kill(int(path.read_text()), signal.SIGKILL)
         for name in list(self.processes):
             self.stop(name, hard=True)
+        for path in (self.home / "own/run/libvirt/qemu").glob("instance-*.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.read_text()), signal.SIGKILL)
+            path.unlink()  # another process may have the number later
 
     def define_secret(self, secret: str, key: str) -> None:
         """Give libvirt a key of Ceph's, by the uuid of the secret."""

@@ -52,7 +52,7 @@ class NovaRig(Processes):
 
     def __init__(self, home, rig: Rig, secrets: dict[str, str]):
         self.venv = ROOT / ".venv-nova"
-        super().__init__(home, self.venv, ends_hard=True)  # Nova takes its time
+        super().__init__(home, self.venv)
         self.rig, self.secrets = rig, secrets
         self.placement, self.nova, self.cinder = (free_port() for _ in range(3))
         self.keystone = KeystoneApi(rig.keystone)
@@ -96,8 +96,9 @@ class NovaRig(Processes):
 
     def __exit__(self, *_):
         for host in self.hosts.values():
-            host.__exit__()
-        super().__exit__()
+            host.die()
+        for name in reversed(list(self.processes)):
+            self.stop(name, hard=True)  # Nova would take a minute
         self._network.shutdown()
         self._network.server_close()
 

@@ -35,8 +35,8 @@ def run(words, **options) -> str:
 class Processes:
     """Processes that run below `home`, their logs in `home`/log; programs come from `venv`."""
 
-    def __init__(self, home: Path, venv: Path, *, ends_hard: bool = False):
-        self.home, self._ends_hard = home, ends_hard
+    def __init__(self, home: Path, venv: Path):
+        self.home = home
         self.processes: dict[str, subprocess.Popen] = {}
         self._environment = {
             "PATH": f"{home}/bin:{venv}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -48,7 +48,7 @@ class Processes:
 
     def __exit__(self, *_):
         for name in reversed(list(self.processes)):
-            self.stop(name, hard=self._ends_hard)
+            self.stop(name)
 
     def stop(self, name: str, *, hard: bool = False) -> None:
         """End one process with all that it started."""
