@@ -82,16 +82,22 @@ class CinderApi:
         """Attach through the attachments API as Nova does; return the attachment."""
         made = self.call("POST", "/attachments", {"attachment": {"volume_uuid": volume}})
         one = made["attachment"]["id"]
-        connector = {"host": host, "ip": "127.0.0.1", "multipath": False, "platform": "x86_64",
-                     "os_type": "linux", "initiator": f"iqn.1994-05.com.example:{host}",
-                     "mountpoint": "/dev/vdb"}  # fmt: skip
         try:
-            made = self.call("PUT", f"/attachments/{one}", {"attachment": {"connector": connector}})
+            self.attach_again(one, host)
         except ApiError:
             self.call("DELETE", f"/attachments/{one}")
             raise
         self.call("POST", f"/attachments/{one}/action", {"os-complete": {}})
-        return made["attachment"]
+        return self.call("GET", f"/attachments/{one}")["attachment"]
+
+    def attach_again(self, attachment: str, host: str) -> dict:
+        """Return the connection info that the driver gives now."""
+        connector = {"host": host, "ip": "127.0.0.1", "multipath": False, "platform": "x86_64",
+                     "os_type": "linux", "initiator": f"iqn.1994-05.com.example:{host}",
+                     "mountpoint": "/dev/vdb"}  # fmt: skip
+        asked = {"attachment": {"connector": connector}}
+        made = self.call("PUT", f"/attachments/{attachment}", asked)
+        return made["attachment"]["connection_info"]
 
     def detach(self, attachment: str) -> None:
         self.call("DELETE", f"/attachments/{attachment}")

@@ -1,11 +1,18 @@
 """Attachments through Cinder: what a host is told, and who may have the volume."""
 
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from volcore.cinder import connection
 from volcore.v1 import attachment_pb2
 
 from .cinder_api import ApiError
+from .conftest import wait_up
 
 
 def test_same_words_as_the_stock_driver(site):
@@ -37,15 +44,72 @@ def test_same_words_as_the_stock_driver(site):
     }
 
 
-def test_local_pool_is_refused(site):
+def test_a_local_pool_is_refused_to_other_hosts(site):
     """Goal: one clear sentence, and nothing is left attached."""
     cinder = site.cinder
     volume = cinder.create("volume", size=1, volume_type="ours-local")
-    with pytest.raises(ApiError, match="use a type of an rbd pool") as caught:
+    with pytest.raises(ApiError, match="only guests of this host can use") as caught:
         cinder.attach(volume["id"], "compute-1")
     assert caught.value.code == 400
     cinder.wait("volume", volume["id"])
     cinder.delete("volume", volume["id"])
+
+
+def test_a_local_pool_has_files_for_guests_of_its_host(site):
+    """Goal: Nova gets a file that outlives restarts. Method: write it, kill both services, look."""
+    cinder, rig, server = site.cinder, site.rig, site.servers["ours-local"]
+    volume = cinder.create("volume", size=1, volume_type="ours-local")
+    attachment = cinder.attach(volume["id"], "rig")
+    told = attachment["connection_info"]
+    path = Path(told["device_path"])
+    assert (told["driver_volume_type"], path.stat().st_size) == ("gpfs", 1 << 30)
+    write(path, 5, b"first")
+    server.kill()
+    writing = subprocess.Popen([sys.executable, "-c", WRITER, path, "6", b"second"])
+    time.sleep(0.5)
+    assert writing.poll() is None
+    server.start()
+    assert writing.wait(30) == 0
+    since = len(rig.log("volume"))
+    rig.stop("volume", hard=True)
+    write(path, 7, b"third")
+    rig.start("volume")
+    wait_up(cinder, rig, since=since)
+    assert cinder.attach_again(attachment["id"], "rig")["device_path"] == str(path)
+    assert len(daemon_of(path)) == 1
+    cinder.detach(attachment["id"])
+    cinder.wait("volume", volume["id"])
+    assert not path.parent.exists()
+    assert not daemon_of(path)
+    with site.disk("ours-local", volume) as disk:
+        for at, text in ((5, b"first"), (6, b"second"), (7, b"third")):
+            assert disk.read(at << 20, len(text)) == text
+    cinder.delete("volume", volume["id"])
+
+
+# Not in this process: its other children would inherit the file, and wait at its end for volcore.
+WRITER = """
+import os, sys
+path, at, text = sys.argv[1:]
+fd = os.open(path, os.O_RDWR)
+os.pwrite(fd, text.encode(), int(at) << 20)
+os.fsync(fd)
+"""
+
+
+def write(path, at_mib, text):
+    subprocess.run([sys.executable, "-c", WRITER, path, str(at_mib), text], check=True, timeout=30)
+
+
+def daemon_of(disk):
+    """The command lines of the storage daemons that offer a file."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode().split("\0")
+            if str(disk.with_name("pid")) in words:
+                found.append(words)
+    return found
 
 
 @pytest.mark.parametrize("backend", ["ours-rbd", "ours-local"])

@@ -7,6 +7,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from cinder import exception, interface
@@ -15,7 +16,7 @@ from cinder.volume import driver, volume_utils
 from oslo_log import log as logging
 
 from volcore import limits
-from volcore.cinder import connection, groups, manage, uploads
+from volcore.cinder import connection, groups, local_disk, manage, uploads
 from volcore.cinder.image_cache import ImageCache
 from volcore.cinder.images import Images, serves
 from volcore.cinder.options import OPTIONS, client_of, transfer
@@ -30,7 +31,7 @@ from volcore.errors import (
     UnavailableError,
     VolcoreError,
 )
-from volcore.v1 import pool_pb2
+from volcore.v1 import attachment_pb2, pool_pb2
 
 LOG = logging.getLogger(__name__)
 STATS_TIMEOUT_S: Final = 10.0
@@ -129,7 +130,7 @@ class VolcoreDriver(driver.VolumeDriver):
             LOG.warning("No figures of %s: %s", self._parent, err.message)
         else:
             if pool.backend != "rbd":
-                stats["storage_protocol"] = constants.FILE
+                stats.update(storage_protocol=constants.FILE, online_extend_support=False)
             stats.update(
                 total_capacity_gb=round(pool.capacity_bytes / limits.GIB, 2),
                 free_capacity_gb=round(pool.available_bytes / limits.GIB, 2),
@@ -361,7 +362,13 @@ class VolcoreDriver(driver.VolumeDriver):
     # Connections.
 
     def ensure_export(self, context: Any, volume: Any) -> None:
-        """Do nothing: volcore publishes again by itself."""
+        """Offer the disk of a local pool again after a start of this host; volcore publishes."""
+        if self._disk(volume).exists():
+            with _translated():
+                found = self._service.call(lambda c: list(c.list_attachments(self._volume(volume))))
+            for attachment in found:
+                if attachment.HasField("nbd"):
+                    self._as_file(volume, attachment)
 
     def create_export(self, context: Any, volume: Any, connector: Any) -> None:
         """Do nothing: attaching publishes."""
@@ -375,10 +382,11 @@ class VolcoreDriver(driver.VolumeDriver):
             raise exception.InvalidConnectorException(missing="host")
         with _translated():
             pool = self._pool = self._pool or self._service.call(self._get_pool)
-        if pool.capabilities.connection != "rbd":
+        if pool.capabilities.connection != "rbd" and not local_disk.is_here(connector, self.host):
             raise exception.InvalidConnectorException(
-                missing=f"an NBD client: {pool.name} is a {pool.backend} pool and Nova attaches "
-                "no NBD disks; use a type of an rbd pool"
+                missing=f"a way to the disk: {pool.name} is a local pool, which only guests of "
+                f"this host can use, and {connector['host']} is another one; use a type of an rbd "
+                "pool, or start the server on this host"
             )
 
     def initialize_connection(
@@ -390,9 +398,26 @@ class VolcoreDriver(driver.VolumeDriver):
         attach = connection.attach_shared if volume.multiattach else connection.attach
         with _translated():
             attachment = self._service.call(lambda c: attach(c, name, host))
+        if attachment.HasField("nbd"):
+            return self._as_file(volume, attachment)
         return connection.rbd_data(
             attachment, volume.id, self.configuration.safe_get("rbd_secret_uuid")
         )
+
+    def _as_file(self, volume: Any, attachment: attachment_pb2.Attachment) -> dict[str, Any]:
+        """Return the connection of a guest of this host."""
+        try:
+            path = local_disk.offer(self._disk(volume), attachment.nbd)
+        except local_disk.DiskError as err:
+            with _translated():
+                self._service.call(
+                    lambda c: connection.detach(c, self._volume(volume), attachment.host)
+                )
+            raise exception.VolumeBackendAPIException(data=str(err)) from err
+        return {
+            "driver_volume_type": "gpfs",
+            "data": {"volume_id": volume.id, "device_path": str(path), "format": "raw"},
+        }
 
     def terminate_connection(self, volume: Any, connector: Any, **kwargs: Any) -> bool:
         """Take the volume from a host, or from all without a connector.
@@ -403,6 +428,7 @@ class VolcoreDriver(driver.VolumeDriver):
         name = self._volume(volume)
         if volume.multiattach and connection.is_shared_by_guests(volume, connector):
             return True
+        local_disk.withdraw(self._disk(volume))
         with _translated():
             if connector is None or not connector.get("host"):
                 self._service.call(lambda c: connection.detach_all(c, name))
@@ -491,6 +517,11 @@ class VolcoreDriver(driver.VolumeDriver):
 
     def _volume(self, volume: Any) -> str:
         return f"{self._parent}/volumes/{volume.name}"
+
+    def _disk(self, volume: Any) -> Path:
+        """Return where the disk of a local pool's volume is offered."""
+        directory: str = self.configuration.safe_get("volcore_disk_directory")
+        return Path(directory, volume.name)
 
     def _snapshot(self, snapshot: Any) -> str:
         name = snapshot.provider_id or snapshot.name

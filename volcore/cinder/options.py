@@ -46,6 +46,12 @@ OPTIONS: list[Any] = [
         help="Days since its last use after which an imported Glance image that no volume needs "
         "is deleted; 0: no bound.",
     ),
+    cfg.StrOpt(
+        "volcore_disk_directory",
+        default="$state_path/volcore_disks",
+        help="Where the disks of a local pool are offered to guests of this host; libvirt's "
+        "QEMU user must be able to enter it.",
+    ),
     cfg.StrOpt("volcore_tls_ca", help="PEM file of the authority that signed volcore's key."),
     cfg.StrOpt("volcore_tls_certificate", help="PEM file of the certificate shown to volcore."),
     cfg.StrOpt("volcore_tls_key", help="PEM file of the key of volcore_tls_certificate."),
