@@ -38,6 +38,7 @@ from volcore.errors import (
     VolcoreError,
 )
 from volcore.limits import MIB
+from volcore.testing import held_server
 from volcore.testing.server import RunningServer
 from volcore.v1 import image_pb2, pool_pb2, pool_service_pb2
 from volcore.wire import status
@@ -279,6 +280,31 @@ def test_export_into_a_pipe(client):
         with open(write_end, "wb") as writing:
             client.export_image("pools/p/images/pipe", writing)
         assert got.result() == CONTENT
+
+
+def test_export_is_begun_again():
+    """Goal: a file is right though the server dies amid an export. Method: kill it after a piece.
+
+    What the file had before its position stays.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="volcore-c-") as place,
+        RunningServer(Path(place), module=held_server.MODULE) as server,
+        ThreadPoolExecutor(1) as threads,
+        Client(server.endpoint, retry=RetryPolicy(tries_max=100)) as client,
+        tempfile.TemporaryFile() as file,
+    ):
+        client.import_image("pools/p/images/i", [CONTENT], format=image_pb2.IMAGE_FORMAT_RAW)
+        file.write(b"before")
+        hold = held_server.Hold(server.directory)
+        with hold.at("middle", ["ExportImage"]):
+            export = threads.submit(client.export_image, "pools/p/images/i", file)
+            hold.wait(["ExportImage"])
+            server.kill()
+        server.start()
+        export.result()
+        file.seek(0)
+        assert file.read() == b"before" + CONTENT
 
 
 def test_export_leaves_no_half_file(client, tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from volcore.testing import held_server
 from volcore.testing.nbd_disk import NbdDisk
 from volcore.testing.server import RunningServer
 
@@ -25,6 +26,9 @@ class Site:
         self.cinder, self.rig, self.conf_path, self.pool = cinder, rig, conf_path, pool
         self.glance = GlanceApi(rig.glance)
         self.servers = {"ours-rbd": rbd, "ours-local": local}
+        self.holds = {
+            name: held_server.Hold(server.directory) for name, server in self.servers.items()
+        }
 
     def name(self, volume: dict) -> str:
         """The resource name of Cinder's volume."""
@@ -112,8 +116,9 @@ def site(ceph_cluster, tmp_path_factory):
         home / "rbd",
         f'backend = "rbd"\npool = "volcore-test-cinder"\nceph_conf = "{conf_path}"\n'
         'user = "admin"\n',
+        module=held_server.MODULE,
     )
-    local = RunningServer(home / "local")
+    local = RunningServer(home / "local", module=held_server.MODULE)
     ours = {
         name: {
             "volume_driver": DRIVER,

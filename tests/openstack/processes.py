@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 START_S = 90.0
+_COLUMNS = "pgid=,pid=,stat=,args="
 
 
 def free_port() -> int:
@@ -60,6 +61,26 @@ class Processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
+
+    def kill(self, name: str) -> None:
+        """Kill the processes of one of Cinder's services; what they have started ends by itself."""
+        process = self.processes.pop(name)
+        for pid in self._members(process.pid, f"cinder-{name}"):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(20)
+        deadline = time.monotonic() + START_S
+        while left := self._members(process.pid):
+            assert time.monotonic() < deadline, f"of {name} lives on: {left}"
+            time.sleep(0.1)
+
+    def _members(self, group: int, word: str = "") -> dict[int, str]:
+        """The processes of a group, and their command lines; those with a word in it."""
+        rows = (line.split(None, 3) for line in run(["ps", "-wweo", _COLUMNS]).splitlines())
+        return {
+            int(pid): command
+            for of, pid, state, command in rows
+            if int(of) == group and not state.startswith("Z") and word in command
+        }
 
     def log(self, name: str) -> str:
         """Return what a process has said."""

@@ -32,6 +32,7 @@ resource_query_filters_file = {home}/etc/resource_filters.json
 rootwrap_config = {home}/etc/rootwrap.conf
 enabled_backends = {backends}
 report_interval = 5
+rpc_response_timeout = 30
 service_down_time = 120
 quota_volumes = -1
 quota_snapshots = -1

@@ -6,7 +6,8 @@ from .conftest import errors
 
 # What the tests ask for that cannot be: to delete a volume or a group in use, or one snapshot of a
 # group; to attach a volume of a local pool; to freeze a group in an rbd pool; to manage what is not
-# there; images that are unsafe, too large or not what Glance promised.
+# there; images that are unsafe, too large or not what Glance promised; to attach with a
+# cinder-volume that is killed meanwhile.
 EXPECTED = (
     "Unable to delete busy volume",
     "use a type of an rbd pool",
@@ -19,6 +20,7 @@ EXPECTED = (
     "is unacceptable: ",
     "did not arrive whole from Glance",
     "Upload volume to image encountered an error",
+    "Timed out waiting for a reply to message ID",
 )
 
 

@@ -26,6 +26,22 @@ def host_of(connector: Mapping[str, Any]) -> str:
         return f"host-{hashlib.sha256(host.encode()).hexdigest()[:32]}"
 
 
+def note(volume: Any, connector: Mapping[str, Any]) -> None:
+    """Let Cinder know of a connection that is about to be made.
+
+    It notes the connector only afterwards, and forgets to end a connection that it has not noted:
+    that of a request which failed, or was cut off by a kill. Multi-attach volumes need no note:
+    `delete` ends what they have.
+    """
+    if volume.status == "available":  # nobody has reserved it, so there is no attachment
+        return
+    begun = [one for one in volume.volume_attachment if not one.connector]
+    if len(begun) == 1:
+        begun[0].connector = dict(connector)
+        begun[0].attach_status = "attaching"
+        begun[0].save()
+
+
 def attach(client: Client, volume: str, host: str) -> attachment_pb2.Attachment:
     """Give `host` the volume, on standby if another host may write; repeatable."""
     try:

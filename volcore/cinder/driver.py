@@ -396,6 +396,8 @@ class VolcoreDriver(driver.VolumeDriver):
         self.validate_connector(connector)
         name, host = self._volume(volume), connection.host_of(connector)
         attach = connection.attach_shared if volume.multiattach else connection.attach
+        if not volume.multiattach:
+            connection.note(volume, connector)
         with _translated():
             attachment = self._service.call(lambda c: attach(c, name, host))
         if attachment.HasField("nbd"):

@@ -1,6 +1,8 @@
 """The options of the driver in its section of cinder.conf, and the client that they describe."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,7 @@ def transfer(configuration: Any, action: str, **arguments: Any) -> None:
     asked = {
         "action": action,
         "arguments": arguments,
+        "parent": os.getpid(),
         "endpoint": configuration.safe_get("volcore_endpoint"),
         "timeout_s": configuration.safe_get("volcore_image_timeout"),
         "tls": {
@@ -98,7 +101,14 @@ def transfer(configuration: Any, action: str, **arguments: Any) -> None:
             for name in ("ca", "certificate", "key")
         },
     }
-    answer, _ = processutils.execute(
-        sys.executable, "-m", "volcore.cinder.transfer", process_input=json.dumps(asked)
-    )
-    told(answer)
+    command = [sys.executable, "-m", "volcore.cinder.transfer"]
+    # Not oslo's execute: that runs Python between fork and exec, which hangs amid grpc's threads.
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    if done.returncode:
+        raise processutils.ProcessExecutionError(
+            stdout=done.stdout,
+            stderr=done.stderr,
+            exit_code=done.returncode,
+            cmd=" ".join(command),
+        )
+    told(done.stdout)

@@ -2,10 +2,14 @@
 
 grpc serves streams with threads, which eventlet makes green ones, and those wait for ever in a
 native thread. A process without eventlet is right in both modes, and leaves the interpreter of
-cinder-volume to its requests. It reads one JSON object and answers with one.
+cinder-volume to its requests. It reads one JSON object and answers with one, and ends with
+cinder-volume, however that ends: a second upload of a volume must not meet the first one.
 """
 
+import ctypes
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,8 @@ FORMATS: Final = {
     "vhdx": image_pb2.IMAGE_FORMAT_VHDX,
 }
 _TRIES: Final = RetryPolicy(tries_max=30)
+_PR_SET_PDEATHSIG: Final = 1
+"""Of prctl(2)."""
 
 
 def import_file(
@@ -80,9 +86,17 @@ def told(answer: str) -> None:
         raise kind(error["message"], reason=Reason(error["reason"]), **error["context"])
 
 
+def end_with(parent: int) -> None:
+    """Let the kernel end this process when the thread that started it has ended."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was faster
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     """Do what the object on stdin says."""
     asked: dict[str, Any] = json.load(sys.stdin)
+    end_with(asked["parent"])
     tls = {key: Path(path) if path else None for key, path in asked["tls"].items()}
     actions: dict[str, Callable[..., None]] = {"import": import_file, "export": export}
     error = None

@@ -32,9 +32,9 @@ from volcore.client.transfer import (
     Download,
     OnBytes,
     OnProgress,
+    Target,
     Upload,
     import_header,
-    target_file,
     with_handle,
 )
 from volcore.errors import InvalidArgumentError, Reason, UnavailableError
@@ -206,11 +206,12 @@ class AsyncClient:
     ) -> None:
         """Write the content of an image to `target`, see `Client.export_image`."""
         request = build_checked(image_service_pb2.ExportImageRequest, name=name, format=format)
+        goal = Target(target)
 
         async def once(method: Any, **options: Any) -> None:
             stream = method(request, **options)
             try:
-                with target_file(target) as file:
+                with goal.open() as file:
                     download = Download(file, on_bytes)
                     async for piece in stream:
                         await asyncio.to_thread(download.take, piece)
@@ -223,7 +224,7 @@ class AsyncClient:
             "ExportImage",
             once,
             timeout_s=self._stream_timeout_s,
-            repeatable=isinstance(target, str | Path),
+            repeatable=goal.repeatable,
         )
 
     async def diff_snapshot(

@@ -22,9 +22,9 @@ from volcore.client.transfer import (
     Download,
     OnBytes,
     OnProgress,
+    Target,
     Upload,
     import_header,
-    target_file,
     with_handle,
 )
 from volcore.errors import InvalidArgumentError, Reason, UnavailableError, VolcoreError
@@ -213,14 +213,16 @@ class Client:
     ) -> None:
         """Write the content of an image to `target`: a path, or a writable binary file.
 
-        A path gets the file only when it is complete; holes stay holes where `target` can seek.
+        A path gets the file only when it is complete; holes stay holes where `target` can seek. A
+        path, and a regular file from where it stands, is written again when the connection breaks.
         """
         request = build_checked(image_service_pb2.ExportImageRequest, name=name, format=format)
+        goal = Target(target)
 
         def once(method: Any, **options: Any) -> None:
             stream = method(request, **options)
             try:
-                with target_file(target) as file:
+                with goal.open() as file:
                     download = Download(file, on_bytes)
                     for piece in stream:
                         download.take(piece)
@@ -233,7 +235,7 @@ class Client:
             "ExportImage",
             once,
             timeout_s=self._stream_timeout_s,
-            repeatable=isinstance(target, str | Path),
+            repeatable=goal.repeatable,
         )
 
     def diff_snapshot(

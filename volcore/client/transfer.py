@@ -190,17 +190,46 @@ class Download:
             gap_bytes -= self._file.write(_ZEROES[:gap_bytes])
 
 
-@contextmanager
-def target_file(target: str | Path | BinaryIO) -> Iterator[BinaryIO]:
-    """Open what an export goes to; a path gets the file only when it is whole and durable.
+class Target:
+    """What an export goes to: `open` it for each try.
 
-    Raises:
-        BackendIOError: BACKEND_IO, the file cannot be written.
+    A path, or a regular file from where it stands, can be written again from the beginning.
     """
-    if not isinstance(target, str | Path):
-        yield target
-        return
-    path = Path(target)
+
+    def __init__(self, target: str | Path | BinaryIO) -> None:
+        self._target = target
+        self._start_bytes: int | None = None
+        if not isinstance(target, str | Path) and _is_regular(target):
+            self._start_bytes = target.tell()
+        self.repeatable = isinstance(target, str | Path) or self._start_bytes is not None
+        self._opened = False
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Yield the file; a path gets it only when it is whole and durable.
+
+        Raises:
+            BackendIOError: BACKEND_IO, the file cannot be written.
+        """
+        if isinstance(self._target, str | Path):
+            with _whole_file(Path(self._target)) as file:
+                yield file
+            return
+        if self._opened and self._start_bytes is not None:
+            self._target.seek(self._start_bytes)
+            self._target.truncate()  # what an earlier try wrote must not show in holes
+        self._opened = True
+        yield self._target
+
+
+def _is_regular(file: BinaryIO) -> bool:
+    """Say whether a file object is a regular file itself, not something that wraps one."""
+    raw = file.raw if isinstance(file, io.BufferedWriter | io.BufferedRandom) else file
+    return type(raw) is io.FileIO and stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
