@@ -31,7 +31,7 @@ api_paste_config = {home}/etc/api-paste.ini
 resource_query_filters_file = {home}/etc/resource_filters.json
 rootwrap_config = {home}/etc/rootwrap.conf
 enabled_backends = {backends}
-report_interval = 5
+report_interval = {report_interval_s}
 rpc_response_timeout = 30
 service_down_time = 120
 quota_volumes = -1
@@ -93,7 +93,14 @@ _ALLOW_ALL = (
 class Rig(Processes):
     """Cinder with the given backend sections, and Glance, started by `with`."""
 
-    def __init__(self, home: Path, backends: dict[str, dict[str, str]], *, native: bool = False):
+    def __init__(
+        self,
+        home: Path,
+        backends: dict[str, dict[str, str]],
+        *,
+        native: bool = False,
+        report_interval_s: int = 5,
+    ):
         super().__init__(home, VENV)
         self.native = native
         self.rabbit, self.dist, self.epmd, self.maria, self.api, self.glance, self.keystone = (
@@ -110,6 +117,7 @@ class Rig(Processes):
             glance=self.glance,
             keystone=self.keystone,
             backends=",".join(backends),
+            report_interval_s=report_interval_s,
         )
         for name, options in backends.items():
             lines = [f"{key} = {value}" for key, value in options.items()]

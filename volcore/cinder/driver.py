@@ -17,6 +17,7 @@ from oslo_log import log as logging
 
 from volcore import limits
 from volcore.cinder import connection, groups, local_disk, manage, uploads
+from volcore.cinder.files import temporary_file
 from volcore.cinder.image_cache import ImageCache
 from volcore.cinder.images import Images, serves
 from volcore.cinder.options import OPTIONS, client_of, transfer
@@ -354,7 +355,7 @@ class VolcoreDriver(driver.VolumeDriver):
         """Upload a volume as it is now, attached or not, as raw or qcow2."""
         uploads.check(image_meta)
         name, disk_format = self._volume(volume), image_meta["disk_format"]
-        with uploads.temporary_file(self.host or "") as path:
+        with temporary_file(self._service, "upload", self.host or "") as path:
             with self._uploads, _translated():
                 self._transfer("export", volume=name, path=path, disk_format=disk_format)
             uploads.send(context, image_service, image_meta, path, volume)

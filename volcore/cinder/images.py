@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cinder import coordination, exception
-from cinder.image import image_utils
 from oslo_config import cfg
 from oslo_log import log as logging
 
 from volcore import limits
+from volcore.cinder.files import temporary_file
 from volcore.cinder.image_cache import IMAGE_LABEL, ImageCache
 from volcore.cinder.service import Service
 from volcore.cinder.transfer import FORMATS
@@ -148,7 +148,7 @@ class Images:
     def _import(
         self, name: str, image_meta: Mapping[str, Any], fetch: Callable[[Any], None]
     ) -> image_pb2.Image:
-        with image_utils.temporary_file(prefix="volcore_fetch_", suffix=self._owner) as path:
+        with temporary_file(self._service, "fetch", self._owner) as path:
             with open(path, "wb", buffering=0) as file:
                 arriving = Arriving(self._service, file, image_meta)
                 try:

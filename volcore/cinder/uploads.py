@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cinder import exception
-from cinder.image import image_utils
 from cinder.volume import volume_utils
 
 FORMATS: Final = ("raw", "qcow2")
@@ -42,8 +41,3 @@ def send(
         volume_format=image_meta["disk_format"],
         run_as_root=False,
     )
-
-
-def temporary_file(owner: str) -> Any:
-    """Return a context that gives the path of a file in Cinder's `image_conversion_dir`."""
-    return image_utils.temporary_file(prefix="volcore_upload_", suffix=owner)
