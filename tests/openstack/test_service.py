@@ -48,7 +48,7 @@ def test_a_copy_blocks_nothing(site, backend, tmp_path):
         asked = {"image_name": "upload", "disk_format": "qcow2", "container_format": "bare"}
         told = cinder.act("volume", kept["id"], "os-volume_upload_image", asked)
         hold.wait(["ImportImage", "ExportImage"])
-        other = cinder.create("volume", size=1, source_volid=kept["id"])
+        other = cinder.create("volume", size=1, volume_type=backend)
         cinder.delete("snapshot", cinder.create("snapshot", volume_id=other["id"])["id"])
         cinder.delete("volume", other["id"])
         assert cinder.get("volume", made["id"])["status"] in ("creating", "downloading")
