@@ -256,36 +256,64 @@ def retype(site, backend):
 
 
 def group_snapshot(site, backend):
-    cinder, contents = site.cinder, [os.urandom(MIB) for _ in range(2)]
-    specs = {"consistent_group_snapshot_enabled": "<is> True"} if backend == "ours-local" else {}
-    group_type = cinder.make_group_type(f"kill-{os.urandom(4).hex()}", **specs)
-    group = cinder.create("group", group_type=group_type, volume_types=[backend])
-    volumes = [
-        cinder.create("volume", size=1, volume_type=backend, group_id=group["id"]) for _ in range(2)
-    ]
-    for volume, content in zip(volumes, contents, strict=True):
-        rewrite(site, backend, volume, content)
+    cinder = site.cinder
+    group, contents = _group(site, backend)
     yield
     made = cinder.create("group_snapshot", wait=False, group_id=group["id"])
     if (yield):
-        reset_group = {"status": "error"}
-        cinder.act("group_snapshot", made["id"], "reset_status", reset_group)
-        cinder.call("DELETE", f"/group_snapshots/{made['id']}")
-        until(lambda: is_gone(cinder, "group_snapshot", made["id"]))
+        cinder.act("group_snapshot", made["id"], "reset_status", {"status": "error"})
+        _delete_group_snapshot(cinder, made)
         made = cinder.create("group_snapshot", wait=False, group_id=group["id"])
     cinder.wait("group_snapshot", made["id"])
-    for volume in volumes:
-        rewrite(site, backend, volume, os.urandom(MIB))
-    source = {"create-from-src": {"group_snapshot_id": made["id"]}}
-    copy = cinder.call("POST", "/groups/action", source)["group"]
-    cinder.wait("group", copy["id"])
-    for clone in cinder.volumes_of(copy["id"]):
+    for volume in contents:
+        rewrite(site, backend, {"id": volume}, os.urandom(MIB))
+    copy = _copied(cinder, group_snapshot_id=made["id"])
+    cinder.wait("group", copy)
+    for clone in cinder.volumes_of(copy):
         of = cinder.get("snapshot", clone["snapshot_id"])["volume_id"]
-        has(site, backend, clone, contents[[v["id"] for v in volumes].index(of)])
-    cinder.delete("group", copy["id"])
+        has(site, backend, clone, contents[of])
+    cinder.delete("group", copy)
+    _delete_group_snapshot(cinder, made)
+    cinder.delete("group", group["id"])
+
+
+def group_from_group(site, backend):
+    cinder = site.cinder
+    group, contents = _group(site, backend)
+    yield
+    copy = _copied(cinder, source_group_id=group["id"])
+    if (yield):
+        cinder.act("group", copy, "reset_status", {"status": "error"})
+        cinder.delete("group", copy)
+        copy = _copied(cinder, source_group_id=group["id"])
+    cinder.wait("group", copy)
+    for clone in cinder.volumes_of(copy):
+        has(site, backend, clone, contents[clone["source_volid"]])
+    for one in (copy, group["id"]):
+        cinder.delete("group", one)
+
+
+def _group(site, backend):
+    """A group of two volumes, and their contents; of one instant where the backend can do that."""
+    cinder = site.cinder
+    specs = {"consistent_group_snapshot_enabled": "<is> True"} if backend == "ours-local" else {}
+    group_type = cinder.make_group_type(f"kill-{os.urandom(4).hex()}", **specs)
+    group = cinder.create("group", group_type=group_type, volume_types=[backend])
+    contents = {}
+    for _ in range(2):
+        volume = cinder.create("volume", size=1, volume_type=backend, group_id=group["id"])
+        contents[volume["id"]] = os.urandom(MIB)
+        rewrite(site, backend, volume, contents[volume["id"]])
+    return group, contents
+
+
+def _copied(cinder, **source):
+    return cinder.call("POST", "/groups/action", {"create-from-src": source})["group"]["id"]
+
+
+def _delete_group_snapshot(cinder, made):
     cinder.call("DELETE", f"/group_snapshots/{made['id']}")
     until(lambda: is_gone(cinder, "group_snapshot", made["id"]))
-    cinder.delete("group", group["id"])
 
 
 CONNECTOR = {
@@ -381,26 +409,39 @@ def _connect(cinder, attachment) -> Future:
     return _CALLERS.submit(cinder.call, "PUT", f"/attachments/{attachment}", body)
 
 
-def manage(site, backend):
+@contextlib.contextmanager
+def _ioctx(site):
     import rados
-    import rbd
 
-    cinder, content = site.cinder, os.urandom(MIB)
-    name = f"legacy-{os.urandom(4).hex()}"
     with (
         rados.Rados(conffile=str(site.conf_path), name="client.admin") as cluster,
         cluster.open_ioctx(site.pool) as ioctx,
     ):
+        yield ioctx
+
+
+def _legacy(site, content) -> str:
+    """Make an rbd image as somebody else does."""
+    import rbd
+
+    name = f"legacy-{os.urandom(4).hex()}"
+    with _ioctx(site) as ioctx:
         rbd.RBD().create(ioctx, name, GIB, old_format=False, features=61)
         with rbd.Image(ioctx, name) as image:
             image.write(content, 0)
+    return name
 
-    def ask(name):
-        body = {"volume": {"host": f"rig@{backend}#{backend}", "ref": {"source-name": name}}}
-        return cinder.call("POST", "/manageable_volumes", body)["volume"]["id"]
 
+def _manage(cinder, backend, name) -> str:
+    body = {"volume": {"host": f"rig@{backend}#{backend}", "ref": {"source-name": name}}}
+    return cinder.call("POST", "/manageable_volumes", body)["volume"]["id"]
+
+
+def manage(site, backend):
+    cinder, content = site.cinder, os.urandom(MIB)
+    name = _legacy(site, content)
     yield
-    volume = ask(name)
+    volume = _manage(cinder, backend, name)
     if (yield):
         reset(cinder, "volume", volume, "creating")  # what Cinder shows for `managing`
         cinder.act("volume", volume, "os-unmanage")
@@ -412,10 +453,27 @@ def manage(site, backend):
             if one["safe_to_manage"]
         ]
         assert f"volume-{volume}" in names or name in names, json.dumps(listed)
-        volume = ask(name if name in names else f"volume-{volume}")
+        volume = _manage(cinder, backend, name if name in names else f"volume-{volume}")
     made = cinder.wait("volume", volume)
     has(site, backend, made, content)
     cinder.delete("volume", volume)
+
+
+def unmanage(site, backend):
+    import rbd
+
+    cinder, content = site.cinder, os.urandom(MIB)
+    volume = cinder.wait("volume", _manage(cinder, backend, _legacy(site, content)))["id"]
+    yield
+    cinder.act("volume", volume, "os-unmanage")
+    if (yield):
+        reset(cinder, "volume", volume, "unmanaging")
+        cinder.act("volume", volume, "os-unmanage")
+    until(lambda: is_gone(cinder, "volume", volume))
+    with _ioctx(site) as ioctx:
+        with rbd.Image(ioctx, f"volume-{volume}") as image:
+            assert image.read(0, MIB) == content
+        rbd.RBD().remove(ioctx, f"volume-{volume}")
 
 
 OPERATIONS = {
@@ -431,14 +489,16 @@ OPERATIONS = {
     revert: "RevertVolume",
     upload: "ExportImage",
     group_snapshot: "CreateGroupSnapshot",
+    group_from_group: "CreateVolume",
     attach: "AttachVolume",
     attach_given_up: "AttachVolume",
     attach_deleted: "AttachVolume",
     detach: "DetachVolume",
     manage: "AdoptVolume",
+    unmanage: "ReleaseVolume",
 }
 """With the call to volcore in which each is cut off; a retype makes none."""
-RBD_ONLY = {attach, attach_given_up, attach_deleted, detach, manage}
+RBD_ONLY = {attach, attach_given_up, attach_deleted, detach, manage, unmanage}
 STREAMS = {from_raw, from_qcow2, upload}
 
 
