@@ -505,4 +505,6 @@ STREAMS = {from_raw, from_qcow2, upload}
 def method_of(operation, backend):
     if operation is group_snapshot and backend == "ours-rbd":
         return "CreateSnapshot"  # Cinder goes through the volumes one after another
+    if operation is group_from_group and backend == "ours-local":
+        return "CreateGroupSnapshot"  # of one instant, from which the volumes are made
     return OPERATIONS[operation]

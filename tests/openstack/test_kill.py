@@ -80,10 +80,12 @@ def test_cinder_volume_dies(site):
     The servers go on with what they were asked for.
     """
     since = len(site.rig.log("volume"))
-    cut_off = side_by_side(lambda backend: cut_off_all(site, backend), BACKENDS)
-    site.rig.kill("volume")
-    for hold in site.holds.values():
-        hold.release()
+    try:
+        cut_off = side_by_side(lambda backend: cut_off_all(site, backend), BACKENDS)
+        site.rig.kill("volume")
+    finally:
+        for hold in site.holds.values():
+            hold.release()
     site.rig.start("volume")
     wait_up(site.cinder, site.rig, since=since)
     side_by_side(
