@@ -5,19 +5,19 @@ through FUSE: a process for each attached volume, which is nobody's child. It wa
 that restarts, and does not notice when cinder-volume does. `connection_info` has the type `gpfs`:
 of those that Nova knows it is the one that takes a file as it is.
 
-A volume's directory holds `disk`, the file, and `pid`. Concurrency: any number of threads and
-processes; one of two that start the same disk does.
+A volume's directory holds `disk`, the file, and `pid`. Processes are not started with oslo's
+`execute`, see `options.transfer`. Concurrency: any number of threads and processes; one of two that
+start the same disk does.
 """
 
 import os
 import signal
 import socket
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-
-from oslo_concurrency import processutils
 
 from volcore.v1 import attachment_pb2
 
@@ -62,17 +62,18 @@ def offer(directory: Path, nbd: attachment_pb2.NbdConnection) -> Path:
         *("--export", f"type=fuse,id=disk,node-name=disk,{target}"),
     ]
     try:
-        processutils.execute(*words, timeout=_START_S)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_START_S)
     except FileNotFoundError:
         raise DiskError("qemu-storage-daemon is missing; install qemu-system-common") from None
-    except processutils.ProcessExecutionError as err:
-        if _is_served(disk):
-            return disk
+    except subprocess.TimeoutExpired:
+        withdraw(directory)
+        raise DiskError(f"qemu-storage-daemon did not start in {_START_S:.0f} s; retry") from None
+    if done.returncode and not _is_served(disk):
         withdraw(directory)
         raise DiskError(
-            f"qemu-storage-daemon offers no file ({err.stderr.strip()}); it needs fuse3, and"
+            f"qemu-storage-daemon offers no file ({done.stderr.strip()}); it needs fuse3, and"
             " `user_allow_other` in /etc/fuse.conf unless cinder-volume runs as root"
-        ) from None
+        )
     return disk
 
 
@@ -107,8 +108,8 @@ def _is_served(disk: Path) -> bool:
 
 def _unmount(disk: Path) -> None:
     """Take away what a process that died has left, if it has."""
-    with suppress(FileNotFoundError, processutils.ProcessExecutionError):
-        processutils.execute("fusermount3", "-u", "-z", "-q", str(disk))
+    with suppress(FileNotFoundError):
+        subprocess.run(["fusermount3", "-u", "-z", "-q", str(disk)], capture_output=True)
 
 
 def _pid(path: Path) -> int | None:
