@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 
 import pytest
 
@@ -31,6 +32,28 @@ def server(ceph_cluster, ceph_pool):
     )
     with running_server(lines) as site:
         yield site
+
+
+def test_an_image(server, rbd, ceph_pool):
+    """Goal: an image without a copy. Method: both ways to name a source, and a bad one."""
+    rbd("create", "--size", "8M", "--image-feature", "layering", "theirs")
+    rbd("snap", "create", "theirs@snap")
+    made = server.volcore("image", "adopt", "golden", f"{ceph_pool}/theirs@snap", "-o", "json")
+    image = json.loads(made.stdout)
+    assert (image["size_bytes"], image.get("digest", "")) == (8 << 20, "")
+    again = server.volcore("image", "adopt", "golden", image["adopted_from"], "-o", "json")
+    assert json.loads(again.stdout) == image
+    assert rbd("children", "theirs@snap").split() == [f"{ceph_pool}/{image['backend_name']}"]
+    table = server.volcore("image", "list").stdout.splitlines()[-1].split()
+    assert table[:4] == ["golden", "8", "MiB", "rbd"]
+    assert server.volcore("image", "adopt", "other", "theirs").returncode == 3
+    assert server.volcore("image", "adopt", "other", f"{ceph_pool}/none@snap").returncode == 5
+    assert server.volcore("image", "delete", "golden", "--yes").returncode == 0
+    deadline = time.monotonic() + 30
+    while rbd("children", "theirs@snap"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert rbd("ls").split() == ["theirs"]
 
 
 def test_a_pool_and_back(server, rbd):

@@ -230,6 +230,7 @@ def test_images(server, pool, golden, golden_file, tmp_path):
         "labels": {"os": "none"},
         "create_time": "TIME",
         "backend_name": "BACKEND",
+        "adopted_from": "",
     }
     for form in ("raw", "qcow2"):
         target = tmp_path / f"out.{form}"

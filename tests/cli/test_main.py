@@ -16,7 +16,7 @@ from .server import BIN, volcore
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 NOUNS = {
-    "image": "import export publish list get verify delete",
+    "image": "import export publish adopt list get verify delete",
     "volume": "create deploy list get label resize revert flatten verify delete tree",
     "snapshot": "create list get verify delete",
     "attachment": "attach detach list get",

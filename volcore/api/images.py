@@ -13,6 +13,7 @@ from volcore.api.services import Services
 from volcore.api.streams import ProgressFeed, Upload, broken_off
 from volcore.api.views import operation_message
 from volcore.api.volumes import check_same_pool
+from volcore.backends.adopting import ForeignSource
 from volcore.engine.views import ImageExport, ImportRequest
 from volcore.errors import InvalidArgumentError, OutOfRangeError, Reason, VolcoreError
 from volcore.model import records
@@ -86,6 +87,21 @@ class ImageServicer(ImageServiceServicer):
             labels=dict(request.labels),
         )
         return pb.PublishImageResponse(image=convert.image_message(pool, image))
+
+    async def AdoptImage(
+        self, request: pb.AdoptImageRequest, context: Any
+    ) -> pb.AdoptImageResponse:
+        pool = names.parse_pool(request.parent, field="parent").pool
+        source = ForeignSource(
+            cluster_id=request.source.cluster_fsid,
+            pool=request.source.pool,
+            image=request.source.image,
+            snapshot=request.source.snapshot,
+        )
+        image = await self._run(
+            self._images.adopt, pool, request.image_id, source, labels=dict(request.labels)
+        )
+        return pb.AdoptImageResponse(image=convert.image_message(pool, image))
 
     async def ExportImage(
         self, request: pb.ExportImageRequest, context: Any

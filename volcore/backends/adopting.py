@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+from urllib.parse import quote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,20 @@ class ForeignImage:
     """A stable word for what keeps it from being adopted; empty if nothing does."""
     detail: str = ""
     """One sentence about that, which ends with what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignSource:
+    """A snapshot of an image in any pool of the same cluster; its text is that of OpenStack."""
+
+    cluster_id: str
+    pool: str
+    image: str
+    snapshot: str
+
+    def __str__(self) -> str:
+        parts = (self.cluster_id, self.pool, self.image, self.snapshot)
+        return "rbd://" + "/".join(quote(part, safe="") for part in parts)
 
 
 @runtime_checkable
@@ -70,4 +85,35 @@ class SupportsAdopt(Protocol):
             volume_id: the volume.
             target_name: what others shall find.
             snapshots: new name of each snapshot by its id.
+        """
+
+
+@runtime_checkable
+class SupportsForeignParent(Protocol):
+    """Volumes can be clones of what others made, which stays theirs."""
+
+    @property
+    def cluster_id(self) -> str:
+        """The id of the cluster that the pool is in."""
+
+    def foreign_parent(self, source: ForeignSource) -> ForeignImage:
+        """Look at what could be a parent, also while others use it; changes nothing.
+
+        Its size is that of the snapshot.
+
+        Raises:
+            NotFoundError: OBJECT_NOT_FOUND.
+            PreconditionError: NOT_ADOPTABLE, with the obstacle NO_PERMISSION.
+        """
+
+    def clone_foreign(self, source: ForeignSource, target_id: str, size_bytes: int) -> None:
+        """Make a volume that is a clone of a source without obstacle, as `VolumeBackend.clone`.
+
+        What is beyond the source's size reads as zeroes. The source's owner may delete it.
+
+        Raises:
+            NotFoundError: OBJECT_NOT_FOUND.
+            ConflictError: NAME_TAKEN.
+            OutOfRangeError: SIZE_NOT_ALLOWED, SHRINK_REFUSED.
+            PreconditionError: as `foreign_parent`.
         """

@@ -65,9 +65,10 @@ COLUMNS: Columns = [
 ]
 DETAILS: Columns = [
     *COLUMNS,
-    ("DIGEST", lambda image: image.digest),
+    ("DIGEST", lambda image: image.digest or "-"),
     ("UID", lambda image: image.uid),
     ("BACKEND NAME", lambda image: image.backend_name),
+    ("ADOPTED FROM", lambda image: image.adopted_from or "-"),
 ]
 
 
@@ -149,6 +150,28 @@ def publish(
         show_one(made, output, "Image", DETAILS)
 
 
+@app.command("adopt")
+def adopt(
+    context: typer.Context,
+    image: ImageArgument,
+    source: Annotated[
+        str,
+        typer.Argument(help="POOL/IMAGE@SNAPSHOT of Ceph, or rbd://FSID/POOL/IMAGE/SNAPSHOT."),
+    ],
+    label: LabelOption = None,
+    pool: PoolOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Make an image of a raw rbd image's snapshot that others made, without copying."""
+    from volcore.client.rbd import rbd_snapshot
+
+    with connect(context, pool) as session:
+        made = session.client.adopt_image(
+            session.image(image), rbd_snapshot(source), labels=labels(label)
+        )
+        show_one(made, output, "Image", DETAILS)
+
+
 @app.command("list")
 def list_images(
     context: typer.Context, pool: PoolOption = None, output: OutputOption = Format.TABLE
@@ -216,5 +239,7 @@ def _format(chosen: FileFormat | ExportFormat | None) -> "ImageFormat":
 def _origin(image: "Image") -> str:
     from volcore.v1.image_pb2 import ImageFormat
 
+    if image.adopted_from:
+        return "rbd"
     word = enum_word(ImageFormat.DESCRIPTOR, image.source_format).lower()
     return "snapshot" if word == "unspecified" else word

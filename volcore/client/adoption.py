@@ -3,6 +3,8 @@
 from volcore.client.calls import Call, Labels, Listing, int32
 from volcore.v1 import volume_service_pb2 as volumes
 from volcore.v1.adoptable_image_pb2 import AdoptableImage
+from volcore.v1.image_pb2 import Image
+from volcore.v1.image_service_pb2 import AdoptImageRequest, RbdSnapshot
 from volcore.v1.snapshot_pb2 import Snapshot
 from volcore.v1.snapshot_service_pb2 import RenameSnapshotRequest
 from volcore.v1.volume_pb2 import Volume
@@ -34,6 +36,15 @@ def adopt_volume(name: str, backend_name: str, *, labels: Labels = None) -> Call
     return Call(
         service="VolumeService", rpc="AdoptVolume", request=request, take=lambda r: r.volume
     )
+
+
+def adopt_image(name: str, source: RbdSnapshot, *, labels: Labels = None) -> Call[Image]:
+    """Make an image of a snapshot of an rbd image that others made, without copying."""
+    parent, image_id = split_child(name, "images")
+    request = AdoptImageRequest(
+        parent=parent, image_id=image_id, source=source, labels=labels or {}
+    )
+    return Call(service="ImageService", rpc="AdoptImage", request=request, take=lambda r: r.image)
 
 
 def release_volume(name: str, *, backend_name: str = "") -> Call[str]:

@@ -119,6 +119,7 @@ class Client:
     list_group_snapshots = _paged(calls.list_group_snapshots)
     delete_group_snapshot = _unary(calls.delete_group_snapshot)
     publish_image = _unary(calls.publish_image)
+    adopt_image = _unary(adoption.adopt_image)
     get_image = _unary(calls.get_image)
     list_images = _paged(calls.list_images)
     verify_image = _unary(checks.verify_image)

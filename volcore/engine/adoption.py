@@ -162,7 +162,7 @@ class Adoption:
             return target
 
 
-def check_backend_name(backend_name: str) -> None:
+def check_backend_name(backend_name: str, *, field: str = "backend_name") -> None:
     """Refuse what cannot be the name of an image.
 
     Raises:
@@ -177,10 +177,10 @@ def check_backend_name(backend_name: str) -> None:
         or backend_name.startswith(".")
     ):
         raise InvalidArgumentError(
-            f"backend_name {backend_name[:40]!a} must be 1 to {BACKEND_NAME_BYTES_MAX} printable "
+            f"{field} {backend_name[:40]!a} must be 1 to {BACKEND_NAME_BYTES_MAX} printable "
             "ASCII characters without '@' and '/', and not start with a dot",
             reason=Reason.BAD_NAME,
-            field="backend_name",
+            field=field,
         )
 
 

@@ -1,15 +1,17 @@
-"""Golden images: import, publish, export, look, delete.
+"""Golden images: import, publish, adopt, export, look, delete.
 
 An image is a backend volume with one snapshot, `base`. While it is being made it is covered by an
 intent and invisible; a killed server leaves an intent, and recovery deletes what belongs to it.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from volcore.backends.adopting import ForeignSource, SupportsForeignParent
 from volcore.catalog.contract import Change
+from volcore.engine.adoption import check_backend_name
 from volcore.engine.changes import change, settle_leftover
 from volcore.engine.deletions import Deletions
 from volcore.engine.operations import Operations, Work
@@ -19,10 +21,14 @@ from volcore.engine.views import ImageExport, ImportRequest
 from volcore.errors import (
     ConflictError,
     InvalidArgumentError,
+    NotSupportedError,
     OperationPendingError,
+    PreconditionError,
     Reason,
 )
 from volcore.images import arrival, export, hashing
+from volcore.images.inspect import HEAD_BYTES, detect
+from volcore.limits import BLOCK_SIZE_BYTES
 from volcore.model import names
 from volcore.model.records import Image, Intent, IntentAction, Operation, Snapshot, State
 
@@ -85,7 +91,7 @@ class Images:
         names.check_labels(request.labels)
         with at.locks.hold([image_lock(request.name)]):
             existing = self._existing(at, request.name)
-            if existing is not None and request.expected_digest == existing.digest:
+            if existing is not None and request.expected_digest == existing.digest != "":
                 return existing
             image_id = names.new_id()
             target = f"pools/{pool}/images/{request.name}"
@@ -205,6 +211,36 @@ class Images:
             end.append(put(ready, creating))
         return ready
 
+    def adopt(
+        self, pool: str, name: str, source: ForeignSource, *, labels: dict[str, str] | None = None
+    ) -> Image:
+        """Make an image that is a clone of what others made; only its first bytes are read.
+
+        The same call again returns the same image. An empty `source.cluster_id` is any cluster.
+
+        Raises:
+            InvalidArgumentError: BAD_NAME, IMAGE_FORMAT_MISMATCH, IMAGE_FORMAT_UNKNOWN,
+                IMAGE_UNSAFE.
+            NotFoundError: OBJECT_NOT_FOUND, no such source.
+            ConflictError: the name is taken by other content.
+            PreconditionError: NOT_ADOPTABLE, saying why and what to do.
+            NotSupportedError: CAPABILITY_ABSENT.
+        """
+        at = self._pools.open(pool)
+        backend = _able(at)
+        names.check_name(name, field="image_id")
+        for field in ("pool", "image", "snapshot"):
+            check_backend_name(getattr(source, field), field=f"source.{field}")
+        labels = names.check_labels(labels or {})
+        source = _here(source, backend.cluster_id)
+        with at.locks.hold([image_lock(name)]):
+            existing = self._existing(at, name)
+            if existing is not None:
+                if existing.published_from != str(source):
+                    raise _taken(name)
+                return existing
+            return _adopt(at, backend, name, source, labels)
+
     def export(self, pool: str, name: str, format_name: str) -> ImageExport:
         """Return an image as a file in pieces; it cannot be deleted meanwhile.
 
@@ -266,6 +302,56 @@ class Images:
             return found
         settle_leftover(at, found.id)
         return at.find(Image, name)
+
+
+def _able(at: Pool) -> SupportsForeignParent:
+    if not isinstance(at.backend, SupportsForeignParent):
+        raise NotSupportedError(
+            f"pool {at.name!r} ({at.backend.caps.kind}) cannot adopt images; use an rbd pool, or "
+            "import the image",
+            reason=Reason.CAPABILITY_ABSENT,
+        )
+    return at.backend
+
+
+def _here(source: ForeignSource, cluster_id: str) -> ForeignSource:
+    """Return the source with its cluster, which must be the pool's."""
+    if source.cluster_id not in ("", cluster_id):
+        raise PreconditionError(
+            f"the source lies in the Ceph cluster {source.cluster_id[:64]!a}, the pool in "
+            f"{cluster_id!r}; import the image",
+            reason=Reason.NOT_ADOPTABLE,
+            obstacle="OTHER_CLUSTER",
+        )
+    return replace(source, cluster_id=cluster_id)
+
+
+def _adopt(
+    at: Pool,
+    backend: SupportsForeignParent,
+    name: str,
+    source: ForeignSource,
+    labels: dict[str, str],
+) -> Image:
+    """Clone the source, freeze the clone, and show it as an image."""
+    found = backend.foreign_parent(source)
+    if found.obstacle:
+        raise PreconditionError(
+            f"{source} cannot be adopted: {found.detail}",
+            reason=Reason.NOT_ADOPTABLE,
+            obstacle=found.obstacle,
+        )
+    size_bytes = -(-found.size_bytes // BLOCK_SIZE_BYTES) * BLOCK_SIZE_BYTES
+    creating = _draft(name, names.new_id(), size_bytes, labels)
+    target = creating.backend_volume_id
+    ready = creating.but(state=State.READY, source_format="rbd", published_from=str(source))
+    intent = _intent(at, creating, IntentAction.CREATE_IMAGE)
+    with change(at, intent, begin=[put(creating)], end=[put(ready, creating)]):
+        backend.clone_foreign(source, target, size_bytes)
+        at.backend.create_snapshot(target, BASE)
+        with at.backend.open_device(target, BASE, read_only=True) as device:
+            detect(device.read(0, min(HEAD_BYTES, size_bytes)), expected_format="raw")
+    return ready
 
 
 def _check_digest(request: ImportRequest, existing: Image | None, digest: str) -> None:

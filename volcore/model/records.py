@@ -319,11 +319,11 @@ class Image(Record):
     backend_snapshot_id: str
     size_bytes: int
     digest: str
-    """Content digest, see `volcore.model.digest`."""
+    """Content digest, see `volcore.model.digest`; empty when it was adopted."""
     source_format: str
-    """Format it was imported from, or `snapshot` when it was published."""
+    """Format it was imported from, `snapshot` when it was published, or `rbd` when adopted."""
     published_from: str = ""
-    """`volume/snapshot` key and id when published, else empty."""
+    """`volume/snapshot` key and id when published, `rbd://...` when adopted, else empty."""
     source_path: str = field(default="", metadata=_LATER)
     """File on the server that it was imported from, empty if it was not: bad blocks may be healed
     from there. Never shown."""

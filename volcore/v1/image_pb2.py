@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16volcore/v1/image.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12.\n\rsource_format\x18\x05 \x01(\x0e\x32\x17.volcore.v1.ImageFormat\x12-\n\x06labels\x18\x06 \x03(\x0b\x32\x1d.volcore.v1.Image.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x62\x61\x63kend_name\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x9d\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x16\n\x12IMAGE_FORMAT_QCOW2\x10\x02\x12\x15\n\x11IMAGE_FORMAT_VMDK\x10\x03\x12\x14\n\x10IMAGE_FORMAT_VDI\x10\x04\x12\x15\n\x11IMAGE_FORMAT_VHDX\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16volcore/v1/image.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12.\n\rsource_format\x18\x05 \x01(\x0e\x32\x17.volcore.v1.ImageFormat\x12-\n\x06labels\x18\x06 \x03(\x0b\x32\x1d.volcore.v1.Image.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x62\x61\x63kend_name\x18\x08 \x01(\t\x12\x14\n\x0c\x61\x64opted_from\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x9d\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x16\n\x12IMAGE_FORMAT_QCOW2\x10\x02\x12\x15\n\x11IMAGE_FORMAT_VMDK\x10\x03\x12\x14\n\x10IMAGE_FORMAT_VDI\x10\x04\x12\x15\n\x11IMAGE_FORMAT_VHDX\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IMAGE_LABELSENTRY']._loaded_options = None
   _globals['_IMAGE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_IMAGEFORMAT']._serialized_start=358
-  _globals['_IMAGEFORMAT']._serialized_end=515
+  _globals['_IMAGEFORMAT']._serialized_start=380
+  _globals['_IMAGEFORMAT']._serialized_end=537
   _globals['_IMAGE']._serialized_start=72
-  _globals['_IMAGE']._serialized_end=355
-  _globals['_IMAGE_LABELSENTRY']._serialized_start=310
-  _globals['_IMAGE_LABELSENTRY']._serialized_end=355
+  _globals['_IMAGE']._serialized_end=377
+  _globals['_IMAGE_LABELSENTRY']._serialized_start=332
+  _globals['_IMAGE_LABELSENTRY']._serialized_end=377
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ IMAGE_FORMAT_VDI: ImageFormat
 IMAGE_FORMAT_VHDX: ImageFormat
 
 class Image(_message.Message):
-    __slots__ = ("name", "uid", "size_bytes", "digest", "source_format", "labels", "create_time", "backend_name")
+    __slots__ = ("name", "uid", "size_bytes", "digest", "source_format", "labels", "create_time", "backend_name", "adopted_from")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class Image(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     BACKEND_NAME_FIELD_NUMBER: _ClassVar[int]
+    ADOPTED_FROM_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     size_bytes: int
@@ -50,4 +51,5 @@ class Image(_message.Message):
     labels: _containers.ScalarMap[str, str]
     create_time: _timestamp_pb2.Timestamp
     backend_name: str
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., source_format: _Optional[_Union[ImageFormat, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., backend_name: _Optional[str] = ...) -> None: ...
+    adopted_from: str
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., source_format: _Optional[_Union[ImageFormat, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., backend_name: _Optional[str] = ..., adopted_from: _Optional[str] = ...) -> None: ...

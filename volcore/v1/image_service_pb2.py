@@ -26,7 +26,7 @@ from volcore.v1 import image_pb2 as volcore_dot_v1_dot_image__pb2
 from volcore.v1 import operation_pb2 as volcore_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evolcore/v1/image_service.proto\x12\nvolcore.v1\x1a\x16volcore/v1/image.proto\x1a\x1avolcore/v1/operation.proto\"[\n\x12ImportImageRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.volcore.v1.ImportHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07payload\"\x9c\x02\n\x0cImportHeader\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.volcore.v1.ImageFormat\x12\x13\n\x0bserver_path\x18\x04 \x01(\t\x12\x19\n\x11upload_size_bytes\x18\x05 \x01(\x03\x12\x17\n\x0f\x65xpected_digest\x18\x06 \x01(\t\x12\x34\n\x06labels\x18\x07 \x03(\x0b\x32$.volcore.v1.ImportHeader.LabelsEntry\x12\x13\n\x0bhanded_file\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"m\n\x13ImportImageResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.volcore.v1.OperationH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.volcore.v1.ImageH\x00\x42\x07\n\x05\x65vent\"\xb5\x01\n\x13PublishImageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\t\x12;\n\x06labels\x18\x04 \x03(\x0b\x32+.volcore.v1.PublishImageRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x14PublishImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.volcore.v1.Image\"K\n\x12\x45xportImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.volcore.v1.ImageFormat\"R\n\x13\x45xportImageResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x17\n\x0f\x66ile_size_bytes\x18\x03 \x01(\x03\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x10GetImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.volcore.v1.Image\"J\n\x11ListImagesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.volcore.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteImageResponse\"0\n\x12VerifyImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\"?\n\x13VerifyImageResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation2\xbb\x04\n\x0cImageService\x12R\n\x0bImportImage\x12\x1e.volcore.v1.ImportImageRequest\x1a\x1f.volcore.v1.ImportImageResponse(\x01\x30\x01\x12Q\n\x0cPublishImage\x12\x1f.volcore.v1.PublishImageRequest\x1a .volcore.v1.PublishImageResponse\x12P\n\x0b\x45xportImage\x12\x1e.volcore.v1.ExportImageRequest\x1a\x1f.volcore.v1.ExportImageResponse0\x01\x12\x45\n\x08GetImage\x12\x1b.volcore.v1.GetImageRequest\x1a\x1c.volcore.v1.GetImageResponse\x12K\n\nListImages\x12\x1d.volcore.v1.ListImagesRequest\x1a\x1e.volcore.v1.ListImagesResponse\x12N\n\x0bVerifyImage\x12\x1e.volcore.v1.VerifyImageRequest\x1a\x1f.volcore.v1.VerifyImageResponse\x12N\n\x0b\x44\x65leteImage\x12\x1e.volcore.v1.DeleteImageRequest\x1a\x1f.volcore.v1.DeleteImageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evolcore/v1/image_service.proto\x12\nvolcore.v1\x1a\x16volcore/v1/image.proto\x1a\x1avolcore/v1/operation.proto\"[\n\x12ImportImageRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.volcore.v1.ImportHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07payload\"\x9c\x02\n\x0cImportHeader\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.volcore.v1.ImageFormat\x12\x13\n\x0bserver_path\x18\x04 \x01(\t\x12\x19\n\x11upload_size_bytes\x18\x05 \x01(\x03\x12\x17\n\x0f\x65xpected_digest\x18\x06 \x01(\t\x12\x34\n\x06labels\x18\x07 \x03(\x0b\x32$.volcore.v1.ImportHeader.LabelsEntry\x12\x13\n\x0bhanded_file\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"m\n\x13ImportImageResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.volcore.v1.OperationH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.volcore.v1.ImageH\x00\x42\x07\n\x05\x65vent\"\xb5\x01\n\x13PublishImageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\t\x12;\n\x06labels\x18\x04 \x03(\x0b\x32+.volcore.v1.PublishImageRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x14PublishImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.volcore.v1.Image\"R\n\x0bRbdSnapshot\x12\x14\n\x0c\x63luster_fsid\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12\x10\n\x08snapshot\x18\x04 \x01(\t\"\xc8\x01\n\x11\x41\x64optImageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\'\n\x06source\x18\x03 \x01(\x0b\x32\x17.volcore.v1.RbdSnapshot\x12\x39\n\x06labels\x18\x04 \x03(\x0b\x32).volcore.v1.AdoptImageRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x12\x41\x64optImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.volcore.v1.Image\"K\n\x12\x45xportImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.volcore.v1.ImageFormat\"R\n\x13\x45xportImageResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x17\n\x0f\x66ile_size_bytes\x18\x03 \x01(\x03\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x10GetImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.volcore.v1.Image\"J\n\x11ListImagesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.volcore.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteImageResponse\"0\n\x12VerifyImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\"?\n\x13VerifyImageResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation2\x88\x05\n\x0cImageService\x12R\n\x0bImportImage\x12\x1e.volcore.v1.ImportImageRequest\x1a\x1f.volcore.v1.ImportImageResponse(\x01\x30\x01\x12Q\n\x0cPublishImage\x12\x1f.volcore.v1.PublishImageRequest\x1a .volcore.v1.PublishImageResponse\x12K\n\nAdoptImage\x12\x1d.volcore.v1.AdoptImageRequest\x1a\x1e.volcore.v1.AdoptImageResponse\x12P\n\x0b\x45xportImage\x12\x1e.volcore.v1.ExportImageRequest\x1a\x1f.volcore.v1.ExportImageResponse0\x01\x12\x45\n\x08GetImage\x12\x1b.volcore.v1.GetImageRequest\x1a\x1c.volcore.v1.GetImageResponse\x12K\n\nListImages\x12\x1d.volcore.v1.ListImagesRequest\x1a\x1e.volcore.v1.ListImagesResponse\x12N\n\x0bVerifyImage\x12\x1e.volcore.v1.VerifyImageRequest\x1a\x1f.volcore.v1.VerifyImageResponse\x12N\n\x0b\x44\x65leteImage\x12\x1e.volcore.v1.DeleteImageRequest\x1a\x1f.volcore.v1.DeleteImageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTHEADER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_PUBLISHIMAGEREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_PUBLISHIMAGEREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_ADOPTIMAGEREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_ADOPTIMAGEREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_IMPORTIMAGEREQUEST']._serialized_start=98
   _globals['_IMPORTIMAGEREQUEST']._serialized_end=189
   _globals['_IMPORTHEADER']._serialized_start=192
@@ -51,26 +53,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHIMAGEREQUEST_LABELSENTRY']._serialized_end=476
   _globals['_PUBLISHIMAGERESPONSE']._serialized_start=773
   _globals['_PUBLISHIMAGERESPONSE']._serialized_end=829
-  _globals['_EXPORTIMAGEREQUEST']._serialized_start=831
-  _globals['_EXPORTIMAGEREQUEST']._serialized_end=906
-  _globals['_EXPORTIMAGERESPONSE']._serialized_start=908
-  _globals['_EXPORTIMAGERESPONSE']._serialized_end=990
-  _globals['_GETIMAGEREQUEST']._serialized_start=992
-  _globals['_GETIMAGEREQUEST']._serialized_end=1023
-  _globals['_GETIMAGERESPONSE']._serialized_start=1025
-  _globals['_GETIMAGERESPONSE']._serialized_end=1077
-  _globals['_LISTIMAGESREQUEST']._serialized_start=1079
-  _globals['_LISTIMAGESREQUEST']._serialized_end=1153
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=1155
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=1235
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=1237
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=1271
-  _globals['_DELETEIMAGERESPONSE']._serialized_start=1273
-  _globals['_DELETEIMAGERESPONSE']._serialized_end=1294
-  _globals['_VERIFYIMAGEREQUEST']._serialized_start=1296
-  _globals['_VERIFYIMAGEREQUEST']._serialized_end=1344
-  _globals['_VERIFYIMAGERESPONSE']._serialized_start=1346
-  _globals['_VERIFYIMAGERESPONSE']._serialized_end=1409
-  _globals['_IMAGESERVICE']._serialized_start=1412
-  _globals['_IMAGESERVICE']._serialized_end=1983
+  _globals['_RBDSNAPSHOT']._serialized_start=831
+  _globals['_RBDSNAPSHOT']._serialized_end=913
+  _globals['_ADOPTIMAGEREQUEST']._serialized_start=916
+  _globals['_ADOPTIMAGEREQUEST']._serialized_end=1116
+  _globals['_ADOPTIMAGEREQUEST_LABELSENTRY']._serialized_start=431
+  _globals['_ADOPTIMAGEREQUEST_LABELSENTRY']._serialized_end=476
+  _globals['_ADOPTIMAGERESPONSE']._serialized_start=1118
+  _globals['_ADOPTIMAGERESPONSE']._serialized_end=1172
+  _globals['_EXPORTIMAGEREQUEST']._serialized_start=1174
+  _globals['_EXPORTIMAGEREQUEST']._serialized_end=1249
+  _globals['_EXPORTIMAGERESPONSE']._serialized_start=1251
+  _globals['_EXPORTIMAGERESPONSE']._serialized_end=1333
+  _globals['_GETIMAGEREQUEST']._serialized_start=1335
+  _globals['_GETIMAGEREQUEST']._serialized_end=1366
+  _globals['_GETIMAGERESPONSE']._serialized_start=1368
+  _globals['_GETIMAGERESPONSE']._serialized_end=1420
+  _globals['_LISTIMAGESREQUEST']._serialized_start=1422
+  _globals['_LISTIMAGESREQUEST']._serialized_end=1496
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1498
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1578
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=1580
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=1614
+  _globals['_DELETEIMAGERESPONSE']._serialized_start=1616
+  _globals['_DELETEIMAGERESPONSE']._serialized_end=1637
+  _globals['_VERIFYIMAGEREQUEST']._serialized_start=1639
+  _globals['_VERIFYIMAGEREQUEST']._serialized_end=1687
+  _globals['_VERIFYIMAGERESPONSE']._serialized_start=1689
+  _globals['_VERIFYIMAGERESPONSE']._serialized_end=1752
+  _globals['_IMAGESERVICE']._serialized_start=1755
+  _globals['_IMAGESERVICE']._serialized_end=2403
 # @@protoc_insertion_point(module_scope)

@@ -76,6 +76,43 @@ class PublishImageResponse(_message.Message):
     image: _image_pb2.Image
     def __init__(self, image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ...) -> None: ...
 
+class RbdSnapshot(_message.Message):
+    __slots__ = ("cluster_fsid", "pool", "image", "snapshot")
+    CLUSTER_FSID_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    cluster_fsid: str
+    pool: str
+    image: str
+    snapshot: str
+    def __init__(self, cluster_fsid: _Optional[str] = ..., pool: _Optional[str] = ..., image: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
+
+class AdoptImageRequest(_message.Message):
+    __slots__ = ("parent", "image_id", "source", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    image_id: str
+    source: RbdSnapshot
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, parent: _Optional[str] = ..., image_id: _Optional[str] = ..., source: _Optional[_Union[RbdSnapshot, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class AdoptImageResponse(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: _image_pb2.Image
+    def __init__(self, image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ...) -> None: ...
+
 class ExportImageRequest(_message.Message):
     __slots__ = ("name", "format")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -45,6 +45,11 @@ class ImageServiceStub:
                 request_serializer=volcore_dot_v1_dot_image__service__pb2.PublishImageRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_image__service__pb2.PublishImageResponse.FromString,
                 _registered_method=True)
+        self.AdoptImage = channel.unary_unary(
+                '/volcore.v1.ImageService/AdoptImage',
+                request_serializer=volcore_dot_v1_dot_image__service__pb2.AdoptImageRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_image__service__pb2.AdoptImageResponse.FromString,
+                _registered_method=True)
         self.ExportImage = channel.unary_stream(
                 '/volcore.v1.ImageService/ExportImage',
                 request_serializer=volcore_dot_v1_dot_image__service__pb2.ExportImageRequest.SerializeToString,
@@ -99,6 +104,21 @@ class ImageServiceServicer:
 
         Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such snapshot; ALREADY_EXISTS the name is taken by other
         content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptImage(self, request, context):
+        """Makes an image of a snapshot of a raw rbd image that others made, in any pool of the same Ceph cluster, without
+        copying: the image is a thin clone, which reads what the other one holds. That stays theirs; they may delete it,
+        then Ceph keeps the snapshot until the last clone has gone. The content is not read, so the image has no digest.
+        The same call again returns the same image.
+
+        Errors: INVALID_ARGUMENT bad name, label or source, a content that is an image file or encrypted; NOT_FOUND no such
+        rbd pool, image or snapshot; ALREADY_EXISTS the name is taken by other content; FAILED_PRECONDITION it cannot be
+        adopted (reason NOT_ADOPTABLE, metadata `obstacle`): another cluster, the server's Ceph user may not read it, a
+        clone, unusual features, a bad size, or volcore's own; UNIMPLEMENTED no rbd pool; RESOURCE_EXHAUSTED pool full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +185,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.PublishImage,
                     request_deserializer=volcore_dot_v1_dot_image__service__pb2.PublishImageRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_image__service__pb2.PublishImageResponse.SerializeToString,
+            ),
+            'AdoptImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptImage,
+                    request_deserializer=volcore_dot_v1_dot_image__service__pb2.AdoptImageRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_image__service__pb2.AdoptImageResponse.SerializeToString,
             ),
             'ExportImage': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportImage,
@@ -247,6 +272,33 @@ class ImageService:
             '/volcore.v1.ImageService/PublishImage',
             volcore_dot_v1_dot_image__service__pb2.PublishImageRequest.SerializeToString,
             volcore_dot_v1_dot_image__service__pb2.PublishImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volcore.v1.ImageService/AdoptImage',
+            volcore_dot_v1_dot_image__service__pb2.AdoptImageRequest.SerializeToString,
+            volcore_dot_v1_dot_image__service__pb2.AdoptImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,17 @@ class ImageServiceStub:
     Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such snapshot; ALREADY_EXISTS the name is taken by other
     content.
     """
+    AdoptImage: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.AdoptImageRequest, _image_service_pb2.AdoptImageResponse]
+    """Makes an image of a snapshot of a raw rbd image that others made, in any pool of the same Ceph cluster, without
+    copying: the image is a thin clone, which reads what the other one holds. That stays theirs; they may delete it,
+    then Ceph keeps the snapshot until the last clone has gone. The content is not read, so the image has no digest.
+    The same call again returns the same image.
+
+    Errors: INVALID_ARGUMENT bad name, label or source, a content that is an image file or encrypted; NOT_FOUND no such
+    rbd pool, image or snapshot; ALREADY_EXISTS the name is taken by other content; FAILED_PRECONDITION it cannot be
+    adopted (reason NOT_ADOPTABLE, metadata `obstacle`): another cluster, the server's Ceph user may not read it, a
+    clone, unusual features, a bad size, or volcore's own; UNIMPLEMENTED no rbd pool; RESOURCE_EXHAUSTED pool full.
+    """
     ExportImage: _grpc.UnaryStreamMultiCallable[_image_service_pb2.ExportImageRequest, _image_service_pb2.ExportImageResponse]
     """Streams the content of an image, as raw (with holes left out) or qcow2.
 
@@ -107,6 +118,17 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such snapshot; ALREADY_EXISTS the name is taken by other
     content.
+    """
+    AdoptImage: _aio.UnaryUnaryMultiCallable[_image_service_pb2.AdoptImageRequest, _image_service_pb2.AdoptImageResponse]  # type: ignore[assignment]
+    """Makes an image of a snapshot of a raw rbd image that others made, in any pool of the same Ceph cluster, without
+    copying: the image is a thin clone, which reads what the other one holds. That stays theirs; they may delete it,
+    then Ceph keeps the snapshot until the last clone has gone. The content is not read, so the image has no digest.
+    The same call again returns the same image.
+
+    Errors: INVALID_ARGUMENT bad name, label or source, a content that is an image file or encrypted; NOT_FOUND no such
+    rbd pool, image or snapshot; ALREADY_EXISTS the name is taken by other content; FAILED_PRECONDITION it cannot be
+    adopted (reason NOT_ADOPTABLE, metadata `obstacle`): another cluster, the server's Ceph user may not read it, a
+    clone, unusual features, a bad size, or volcore's own; UNIMPLEMENTED no rbd pool; RESOURCE_EXHAUSTED pool full.
     """
     ExportImage: _aio.UnaryStreamMultiCallable[_image_service_pb2.ExportImageRequest, _image_service_pb2.ExportImageResponse]  # type: ignore[assignment]
     """Streams the content of an image, as raw (with holes left out) or qcow2.
@@ -171,6 +193,23 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT bad name or label; NOT_FOUND no such snapshot; ALREADY_EXISTS the name is taken by other
         content.
+        """
+
+    @_abc_1.abstractmethod
+    def AdoptImage(
+        self,
+        request: _image_service_pb2.AdoptImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.AdoptImageResponse, _abc.Awaitable[_image_service_pb2.AdoptImageResponse]]:
+        """Makes an image of a snapshot of a raw rbd image that others made, in any pool of the same Ceph cluster, without
+        copying: the image is a thin clone, which reads what the other one holds. That stays theirs; they may delete it,
+        then Ceph keeps the snapshot until the last clone has gone. The content is not read, so the image has no digest.
+        The same call again returns the same image.
+
+        Errors: INVALID_ARGUMENT bad name, label or source, a content that is an image file or encrypted; NOT_FOUND no such
+        rbd pool, image or snapshot; ALREADY_EXISTS the name is taken by other content; FAILED_PRECONDITION it cannot be
+        adopted (reason NOT_ADOPTABLE, metadata `obstacle`): another cluster, the server's Ceph user may not read it, a
+        clone, unusual features, a bad size, or volcore's own; UNIMPLEMENTED no rbd pool; RESOURCE_EXHAUSTED pool full.
         """
 
     @_abc_1.abstractmethod

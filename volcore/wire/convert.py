@@ -140,6 +140,7 @@ def image_message(pool: str, record: records.Image) -> image_pb2.Image:
         labels=record.labels,
         create_time=timestamp(record.create_time_ns),
         backend_name=record.backend_volume_id,
+        adopted_from=record.published_from if record.source_format == "rbd" else "",
     )
 
 

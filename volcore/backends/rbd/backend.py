@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from volcore.backends.adopting import ForeignImage
+from volcore.backends.adopting import ForeignImage, ForeignSource
 from volcore.backends.contract import (
     BackendCaps,
     BlockDevice,
@@ -26,7 +26,7 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import clones, foreign, snapshots
+from volcore.backends.rbd import clones, foreign, parents, snapshots
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
@@ -408,6 +408,19 @@ class RbdBackend(VolumeBackend):
     def release(self, volume_id: str, target_name: str, snapshots: Mapping[str, str]) -> None:
         """See `SupportsAdopt.release`."""
         foreign.release(self._changing(), volume_id, target_name, snapshots)
+
+    @property
+    def cluster_id(self) -> str:
+        """See `SupportsForeignParent.cluster_id`."""
+        return self._session().cluster.fsid
+
+    def foreign_parent(self, source: ForeignSource) -> ForeignImage:
+        """See `SupportsForeignParent.foreign_parent`."""
+        return parents.look(self._session(), source)
+
+    def clone_foreign(self, source: ForeignSource, target_id: str, size_bytes: int) -> None:
+        """See `SupportsForeignParent.clone_foreign`."""
+        parents.clone(self._changing(), source, target_id, size_bytes)
 
     def connection(self, volume_id: str, *, read_only: bool) -> RbdConnection:
         """See `SupportsDirectAttach.connection`; the monitors are those of the live map."""

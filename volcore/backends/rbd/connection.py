@@ -161,10 +161,16 @@ class Cluster:
             ioctx.set_osdmap_full_try()
             return ioctx
 
-    def open_ioctx_of(self, pool_id: int) -> Any:
-        """Return a fresh handle on the pool with that number, to read from."""
-        with translated(f"open Ceph pool {pool_id}"):
-            return self._rados.open_ioctx2(pool_id)
+    def open_ioctx_of(self, pool: int | str) -> Any:
+        """Return a fresh handle on the pool with that number or name, to read from.
+
+        Raises:
+            NotFoundError: OBJECT_NOT_FOUND.
+        """
+        with translated(f"open Ceph pool {pool}"):
+            if isinstance(pool, str):
+                return self._rados.open_ioctx(pool)
+            return self._rados.open_ioctx2(pool)
 
     def mon_command(self, prefix: str, **arguments: Any) -> Any:
         """Return the parsed JSON answer of a monitor command, None for an empty one."""

@@ -206,7 +206,9 @@ class Descriptions:
             parent = self._ancestor(parent).parent
 
     def _ancestor(self, at: Parent) -> _Ancestor:
-        """Return what is known of an image that is a parent."""
+        """Return what is known of an image that is a parent; nothing of one in another pool."""
+        if at.pool_id != self._headers.pool_id:
+            return _Ancestor(None, None, time.monotonic())
         ancestors = self._ancestors
         known = ancestors.get(at.image_id)
         now_s = time.monotonic()
@@ -222,6 +224,8 @@ class Descriptions:
 
     def _name(self, parent: Parent) -> str | None:
         """Return the id of a snapshot that has clones: it keeps its name, in the trash too."""
+        if parent.pool_id != self._headers.pool_id:
+            return None
         key = (parent.image_id, parent.snap)
         if key not in self._names:
             name = None

@@ -20,8 +20,8 @@ Invariants:
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
@@ -29,7 +29,7 @@ from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import Headers, Parent
-from volcore.errors import NotFoundError, VolcoreError
+from volcore.errors import NotFoundError, PermissionDeniedError, VolcoreError
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -37,10 +37,25 @@ _LOG: Final = logging.getLogger(__name__)
 class Links:
     """The links of one pool's images; any thread, every call may be repeated."""
 
-    def __init__(self, ioctx: Any, headers: Headers, directory: Directory) -> None:
+    def __init__(
+        self,
+        ioctx: Any,
+        headers: Headers,
+        directory: Directory,
+        open_pool: Callable[[int], Any],
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            ioctx: the pool.
+            headers: of the pool.
+            directory: of the pool.
+            open_pool: returns a fresh handle on another pool, where parents are.
+        """
         self._ioctx = ioctx
         self._headers = headers
         self._directory = directory
+        self._open_pool = open_pool
         self._pool_id = int(ioctx.get_pool_id())
 
     def end_all(self) -> int:
@@ -51,7 +66,7 @@ class Links:
         """
         ended = [parent for one in list(self._suspects()) if (parent := self._end(one))]
         for parent in ended:
-            drop_needless(self._ioctx, self._headers, parent.image_id, parent.snap)
+            self._drop_needless(parent)
         return len(ended)
 
     def end(self, image_id: str) -> None:
@@ -61,7 +76,7 @@ class Links:
         """
         parent = self._end(image_id)
         if parent is not None:
-            drop_needless(self._ioctx, self._headers, parent.image_id, parent.snap)
+            self._drop_needless(parent)
 
     def _suspects(self) -> Iterator[str]:
         yield from self._directory.walk_retired()
@@ -81,7 +96,7 @@ class Links:
             parent = self._headers.parent(image_id)
         except NotFoundError:
             return None
-        if parent is None or parent.pool_id != self._pool_id or self._knows(parent, image_id):
+        if parent is None or self._knows(parent, image_id):
             return None
         with translated(f"end the link of rbd image {image_id} to {parent.image_id}"):
             self._ioctx.execute(f"rbd_header.{image_id}", "rbd", "parent_detach", b"")
@@ -89,18 +104,43 @@ class Links:
         return parent
 
     def _knows(self, parent: Parent, image_id: str) -> bool:
-        """Return whether a parent that exists knows the image as a clone of its snapshot."""
+        """Return whether a parent that exists knows the image as a clone of its snapshot.
+
+        One in a pool that cannot be read is taken to know it: nothing is cut on a guess.
+        """
         key = wire.children_key(parent.snap)
-        with (
-            suppress(NotFoundError),
-            translated(f"read the clones of rbd image {parent.image_id}"),
-            bindings().rados.ReadOpCtx() as op,
-        ):
-            found, _ = self._ioctx.get_omap_vals_by_keys(op, (key,))
-            self._ioctx.operate_read_op(op, f"rbd_header.{parent.image_id}")
-            if image_id in {child for _, row in found for child in wire.children(row)}:
-                return True
+        try:
+            with (
+                self._pool_of(parent) as ioctx,
+                suppress(NotFoundError),
+                translated(f"read the clones of rbd image {parent.image_id}"),
+                bindings().rados.ReadOpCtx() as op,
+            ):
+                found, _ = ioctx.get_omap_vals_by_keys(op, (key,))
+                ioctx.operate_read_op(op, f"rbd_header.{parent.image_id}")
+                if image_id in {child for _, row in found for child in wire.children(row)}:
+                    return True
+        except (NotFoundError, PermissionDeniedError):
+            return True
         return self._headers.is_old_child(parent, image_id)
+
+    def _drop_needless(self, parent: Parent) -> None:
+        with suppress(VolcoreError), self._pool_of(parent) as ioctx:
+            headers = self._headers if ioctx is self._ioctx else Headers(ioctx)
+            drop_needless(ioctx, headers, parent.image_id, parent.snap)
+
+    @contextmanager
+    def _pool_of(self, parent: Parent) -> Iterator[Any]:
+        """Lend a handle on the pool of a parent.
+
+        Raises:
+            NotFoundError: OBJECT_NOT_FOUND, that pool is gone.
+        """
+        if parent.pool_id == self._pool_id:
+            yield self._ioctx
+            return
+        with closing(self._open_pool(parent.pool_id)) as ioctx:
+            yield ioctx
 
 
 def drop_needless(ioctx: Any, headers: Headers, image_id: str, snap: int) -> None:

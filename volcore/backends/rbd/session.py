@@ -64,7 +64,7 @@ class Session:
             self.rbd = bindings().rbd.RBD()
             self.headers = Headers(self.ioctx)
             self.directory = Directory(OmapObject(self.ioctx, OBJECT_NAME))
-            self.links = Links(self.ioctx, self.headers, self.directory)
+            self.links = Links(self.ioctx, self.headers, self.directory, cluster.open_ioctx_of)
             self.descriptions = Descriptions(
                 self.ioctx,
                 self.headers,
