@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from rbd_backend.glance import glance_store
 from rbd_backend.pools import leftovers, opened, raw_pool
 from volcore.backends.rbd.session import FEATURES, ORDER
 from volcore.errors import NotFoundError, VolcoreError
@@ -109,6 +110,43 @@ def test_a_flatten_cut_short_whose_parent_is_gone(ceph_cluster, ceph_pool, pool,
         backend.flatten("child", lambda *_: None)
         assert list(backend._session().directory.walk_flattening()) == []
         backend.delete("child")
+    assert leftovers(ceph_cluster, ceph_pool) == set()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_parent_in_another_pool(ceph_cluster, ceph_pool, pool, plain, whole):
+    """Goal: the same for a volume that was adopted. Method: Glance deletes the parent meanwhile."""
+    import rbd
+
+    other = f"{ceph_pool}-images"
+    ceph_cluster.create_pool(other)
+    with contextlib.ExitStack() as undo:
+        undo.callback(ceph_cluster.delete_pool, other)
+        store = undo.enter_context(glance_store(ceph_cluster, other))
+        store.add("parent", SIZE, {0: DATA})
+        rbd.RBD().clone(
+            store.ioctx, "parent", "snap", plain, "child", FEATURES, ORDER,
+            stripe_unit=1 << ORDER, stripe_count=1,
+        )  # fmt: skip
+        with pool() as backend:
+            backend.adopt("child")
+            backend._session().directory.set_flattening("child", True)
+            if not whole:
+                put(backend, "child", 0, DATA)
+                headers = backend._session().headers
+                image_id = headers.image_id("child")
+                parent = headers.parent(image_id)
+                store.forget_child(parent, image_id, pool_id=headers.pool_id)
+        assert store.delete("parent") == ("trashed" if whole else "removed")
+        assert opens(plain, "child") is whole
+        with pool() as backend:
+            assert backend.describe("child").depth == (1 if whole else 0)
+            assert fetch(backend, "child", 0, SIZE) == DATA
+            backend.flatten("child", lambda *_: None)
+            assert fetch(backend, "child", 0, SIZE) == DATA
+            backend.delete("child")
+        assert store.purge() == 0
+        assert leftovers(ceph_cluster, other) == set()
     assert leftovers(ceph_cluster, ceph_pool) == set()
 
 
