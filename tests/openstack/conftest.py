@@ -17,6 +17,8 @@ from .rest import ApiError
 from .rig import Rig
 
 DRIVER = "volcore.cinder.driver.VolcoreDriver"
+GLANCE_POOL = "volcore-test-glance"
+POOLS = ("volcore-test-cinder", "volcore-test-stock", GLANCE_POOL)
 
 
 class Site:
@@ -94,6 +96,22 @@ class Site:
                     return left
                 time.sleep(0.5)
 
+    def data_objects(self) -> set[str]:
+        """The objects with data in the rbd pool, of volumes and images that are not deleted."""
+        import rados
+        import rbd
+
+        with (
+            rados.Rados(conffile=str(self.conf_path), name="client.admin") as cluster,
+            cluster.open_ioctx(self.pool) as ioctx,
+        ):
+            prefixes = []
+            for name in rbd.RBD().list(ioctx):
+                with rbd.Image(ioctx, name, read_only=True) as image:
+                    prefixes.append(image.block_name_prefix())
+            keys = {item.key for item in ioctx.list_objects()}
+        return {key for key in keys if key.startswith(tuple(prefixes))}
+
     def _in_pool(self) -> list[str]:
         import rados
         import rbd
@@ -110,7 +128,7 @@ class Site:
 def site(ceph_cluster, tmp_path_factory):
     home = tmp_path_factory.mktemp("rig")
     conf_path = ceph_cluster.conf_path
-    for pool in ("volcore-test-cinder", "volcore-test-stock"):
+    for pool in POOLS:
         ceph_cluster.create_pool(pool)
     rbd = RunningServer(
         home / "rbd",
@@ -134,13 +152,15 @@ def site(ceph_cluster, tmp_path_factory):
         "rbd_user": "admin",
         "rbd_ceph_conf": str(conf_path),
     }
-    with rbd, local, Rig(home / "cinder", {**ours, "stock": stock}) as rig:
+    backends = {**ours, "stock": stock}
+    glance_rbd = (conf_path, GLANCE_POOL)
+    with rbd, local, Rig(home / "cinder", backends, glance_rbd=glance_rbd) as rig:
         cinder = CinderApi(rig.api)
         for name in ("ours-rbd", "ours-local", "stock"):
             cinder.make_type(name, name)
         wait_up(cinder, rig)
         yield Site(cinder, rig, rbd, local, conf_path, "volcore-test-cinder")
-    for pool in ("volcore-test-cinder", "volcore-test-stock"):
+    for pool in POOLS:
         ceph_cluster.delete_pool(pool)
 
 

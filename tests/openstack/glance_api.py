@@ -11,11 +11,13 @@ class GlanceApi:
     def __init__(self, port: int):
         self._url = f"http://127.0.0.1:{port}/v2"
 
-    def call(self, method: str, path: str, body=None, *, kind: str = "application/json") -> bytes:
-        """Return the answer; `body` is sent as it is when `kind` says so."""
+    def call(
+        self, method: str, path: str, body=None, *, kind: str = "application/json", **more: str
+    ) -> bytes:
+        """Return the answer; `body` is sent as it is when `kind` says so, `more` are headers."""
         if body is not None and kind == "application/json":
             body = json.dumps(body).encode()
-        headers = {} if body is None else {"Content-Type": kind}
+        headers = {} if body is None else {"Content-Type": kind, **more}
         if hasattr(body, "fileno"):
             headers["Content-Length"] = str(Path(body.name).stat().st_size)
         request = urllib.request.Request(
@@ -24,15 +26,18 @@ class GlanceApi:
         with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.read()
 
-    def upload(self, path: Path, disk_format: str, **fields) -> str:
-        """Make an image of a file; return its id."""
+    def upload(self, path: Path, disk_format: str, *, store: str = "fs", **fields) -> str:
+        """Make an image of a file in one of Glance's stores; return its id."""
         fields = {"container_format": "bare", "visibility": "public", **fields}
         made = self.call(
             "POST", "/images", {"name": path.name, "disk_format": disk_format, **fields}
         )
         one = json.loads(made)["id"]
         with path.open("rb") as file:
-            self.call("PUT", f"/images/{one}/file", file, kind="application/octet-stream")
+            self.call(
+                "PUT", f"/images/{one}/file", file,
+                kind="application/octet-stream", **{"X-Image-Meta-Store": store},
+            )  # fmt: skip
         return one
 
     def get(self, one: str) -> dict:

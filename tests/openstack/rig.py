@@ -61,7 +61,9 @@ _GLANCE_CONF = """\
 [DEFAULT]
 bind_host = 127.0.0.1
 bind_port = {glance}
-enabled_backends = fs:file
+enabled_backends = {stores}
+show_image_direct_url = True
+show_multiple_locations = True
 node_staging_uri = file://{home}/staging
 worker_self_reference_url = http://127.0.0.1:{glance}
 state_path = {home}
@@ -84,6 +86,12 @@ config_file = {home}/etc/glance-api-paste.ini
 [oslo_concurrency]
 lock_path = {home}
 """
+_GLANCE_RBD_STORE = """\
+[ceph]
+rbd_store_ceph_conf = {conf_path}
+rbd_store_pool = {pool}
+rbd_store_user = admin
+"""
 _ALLOW_ALL = (
     "import json; from glance import policies; "
     "print(json.dumps({rule.name: '' for rule in policies.list_rules()}))"
@@ -91,7 +99,10 @@ _ALLOW_ALL = (
 
 
 class Rig(Processes):
-    """Cinder with the given backend sections, and Glance, started by `with`."""
+    """Cinder with the given backend sections, and Glance, started by `with`.
+
+    Glance has a file store, `fs`, and with `glance_rbd` (ceph.conf, pool) one in Ceph, `ceph`.
+    """
 
     def __init__(
         self,
@@ -100,8 +111,10 @@ class Rig(Processes):
         *,
         native: bool = False,
         report_interval_s: int = 5,
+        glance_rbd: tuple[Path, str] | None = None,
     ):
         super().__init__(home, VENV)
+        self.glance_rbd = glance_rbd
         self.native = native
         self.rabbit, self.dist, self.epmd, self.maria, self.api, self.glance, self.keystone = (
             free_port() for _ in range(7)
@@ -227,7 +240,12 @@ class Rig(Processes):
         for name in ("images", "staging", "tasks"):
             (home / name).mkdir()
         conf = home / "etc" / "glance-api.conf"
-        conf.write_text(_GLANCE_CONF.format(home=home, glance=self.glance, maria=self.maria))
+        stores = "fs:file" if self.glance_rbd is None else "fs:file,ceph:rbd"
+        text = _GLANCE_CONF.format(home=home, glance=self.glance, maria=self.maria, stores=stores)
+        if self.glance_rbd is not None:
+            conf_path, pool = self.glance_rbd
+            text += _GLANCE_RBD_STORE.format(conf_path=conf_path, pool=pool)
+        conf.write_text(text)
         python = GLANCE_VENV / "bin" / "python"
         rules = subprocess.run([python, "-c", _ALLOW_ALL], check=True, capture_output=True).stdout
         (home / "policy.yaml").write_text(json.dumps(json.loads(rules)))

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from .conftest import GLANCE_POOL
+
 MIB = 1 << 20
 GIB = 1 << 30
 DISK_BYTES = 64 * MIB
@@ -97,6 +99,58 @@ def test_image_to_volume(site, backend, disk_format, content, request):
         assert disk.read(2 * GIB - MIB, MIB) == bytes(MIB)
     for volume in (first, second):
         cinder.delete("volume", volume["id"])
+    glance.delete(image)
+
+
+def test_image_in_the_cluster(site, raw, qcow2, content):
+    """Goal: an image in Glance's rbd store is adopted: no import, no data of ours.
+
+    Method: first uses side by side; the contents when Glance has deleted its image. A qcow2 file in
+    that store is imported as before.
+    """
+    cinder, glance = site.cinder, site.glance
+    image, packed = (
+        glance.upload(raw, "raw", store="ceph"),
+        glance.upload(qcow2, "qcow2", store="ceph"),
+    )
+    place = glance.get(image)["direct_url"]
+    assert place.endswith(f"/{GLANCE_POOL}/{image}/snap")
+    before, known = imports(site, "ours-rbd"), site.data_objects()
+    made = [
+        cinder.create("volume", wait=False, size=1, volume_type="ours-rbd", imageRef=image)
+        for _ in range(4)
+    ]
+    made = [cinder.wait("volume", one["id"]) for one in made]
+    assert imports(site, "ours-rbd") == before
+    assert site.data_objects() == known
+    with site.servers["ours-rbd"].client() as client:
+        (ours,) = [i for i in client.list_images("pools/p") if image in i.name]
+    assert ours.adopted_from == place
+    glance.delete(image)
+    for volume in made:
+        same(site, "ours-rbd", volume, content)
+    with site.disk("ours-rbd", made[0]) as disk:
+        disk.write(4 * MIB, content)
+        assert disk.read(4 * MIB, len(content)) == content
+    same(site, "ours-rbd", made[1], content)
+    made.append(cinder.create("volume", size=1, volume_type="ours-rbd", imageRef=packed))
+    assert imports(site, "ours-rbd") == before + 1
+    same(site, "ours-rbd", made[-1], content)
+    for volume in made:
+        cinder.delete("volume", volume["id"])
+    glance.delete(packed)
+
+
+def test_image_in_the_cluster_for_a_local_pool(site, raw, content):
+    """Goal: what cannot be adopted is imported, and one line says why."""
+    cinder, glance, since = site.cinder, site.glance, len(site.rig.log("volume"))
+    image = glance.upload(raw, "raw", store="ceph")
+    before = imports(site, "ours-local")
+    volume = cinder.create("volume", size=1, volume_type="ours-local", imageRef=image)
+    assert imports(site, "ours-local") == before + 1
+    same(site, "ours-local", volume, content)
+    assert f"Image {image} is imported: " in site.rig.log("volume")[since:]
+    cinder.delete("volume", volume["id"])
     glance.delete(image)
 
 

@@ -20,6 +20,7 @@ from volcore.cinder import connection, groups, local_disk, manage, uploads
 from volcore.cinder.files import temporary_file
 from volcore.cinder.image_cache import ImageCache
 from volcore.cinder.images import Images, serves
+from volcore.cinder.locations import sources
 from volcore.cinder.options import OPTIONS, client_of, transfer
 from volcore.cinder.service import Service
 from volcore.cinder.transfer import forget
@@ -337,15 +338,16 @@ class VolcoreDriver(driver.VolumeDriver):
         image_meta: Any,
         image_service: Any,
     ) -> tuple[dict[str, Any], bool]:
-        """Create a volume as a clone of an image, which the first use imports."""
+        """Create a volume as a clone of an image, which the first use adopts or imports."""
         if not serves(image_meta):
             return {}, False
         with _translated():
             self._images.clone(
                 image_meta,
                 volume.size * limits.GIB,
-                lambda file: image_service.download(context, image_meta["id"], file),
-                lambda image: self._try_create(volume, image=image),
+                adoptable=sources(image_location, image_meta),
+                fetch=lambda file: image_service.download(context, image_meta["id"], file),
+                create=lambda image: self._try_create(volume, image=image),
             )
         return {}, True
 

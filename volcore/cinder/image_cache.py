@@ -93,12 +93,15 @@ def surplus(
     size_bytes_max: int,
     used_after: float,
 ) -> list[image_pb2.Image]:
-    """Return which images go, the least recently used first; `size_bytes_max` 0: no bound."""
-    size_bytes = sum(image.size_bytes for image in images)
+    """Return which images go, the least recently used first; `size_bytes_max` 0: no bound.
+
+    Those that were adopted take no room.
+    """
+    size_bytes = sum(image.size_bytes for image in images if not image.adopted_from)
     gone = []
     for image in sorted(images, key=lambda one: used[one.uid]):
-        too_much = 0 < size_bytes_max < size_bytes
+        too_much = 0 < size_bytes_max < size_bytes and not image.adopted_from
         if image.uid not in serving and (too_much or used[image.uid] < used_after):
             gone.append(image)
-            size_bytes -= image.size_bytes
+            size_bytes -= 0 if image.adopted_from else image.size_bytes
     return gone

@@ -1,15 +1,17 @@
-"""Glance images: the first use of one imports it into the pool, every volume is a clone of that.
+"""Glance images: the first use of one brings it into the pool, every volume is a clone of that.
 
-The file is fetched into Cinder's `image_conversion_dir`, hashed on the way, and goes to volcore
-only when its hash is Glance's. One process imports at a time: Cinder's coordinator has the lock,
-which ends with the process; without a common one, volcore still makes one image of the content.
+A raw image that lies in the pool's own Ceph cluster is adopted there, without a copy. Any other is
+fetched into Cinder's `image_conversion_dir`, hashed on the way, and goes to volcore only when its
+hash is Glance's. One process imports at a time: Cinder's coordinator has the lock, which ends with
+the process; without a common one, volcore still makes one image of the content.
 """
 
 import errno
+import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from cinder import coordination, exception
@@ -21,14 +23,17 @@ from volcore.cinder.files import temporary_file
 from volcore.cinder.image_cache import IMAGE_LABEL, ImageCache
 from volcore.cinder.service import Service
 from volcore.cinder.transfer import FORMATS
+from volcore.client import Client
 from volcore.errors import (
     ConflictError,
     InvalidArgumentError,
     NotFoundError,
+    NotSupportedError,
     OutOfRangeError,
+    PreconditionError,
     Reason,
 )
-from volcore.v1 import image_pb2
+from volcore.v1 import image_pb2, image_service_pb2
 
 LOG = logging.getLogger(__name__)
 IMPORTS_MAX: Final = 4
@@ -84,13 +89,15 @@ class Images:
         self,
         image_meta: Mapping[str, Any],
         size_bytes: int,
+        *,
+        adoptable: Sequence[image_service_pb2.RbdSnapshot],
         fetch: Callable[[Any], None],
         create: Callable[[str], None],
     ) -> None:
-        """Call `create` with an image that is ready; import it if this is its first use.
+        """Call `create` with an image that is ready; adopt or import it if this is its first use.
 
-        `fetch` writes the file into what it is given. `create` raises NotFoundError when the image
-        is gone.
+        `adoptable` is where it may lie in Ceph. `fetch` writes the file into what it is given.
+        `create` raises NotFoundError when the image is gone.
 
         Raises:
             ImageUnacceptable: the file is not what Glance says, unsafe, or larger than the volume.
@@ -101,7 +108,7 @@ class Images:
         name = f"{self._parent}/images/{image_name(image_meta)}"
         for left in reversed(range(TRIES_MAX)):
             found = self._find(name)
-            image = found or self._import_once(name, image_meta, size_bytes, fetch)
+            image = found or self._make_once(name, image_meta, size_bytes, adoptable, fetch)
             _check_size(image_meta, image.size_bytes, size_bytes)
             self._cache.note_use(name)
             try:
@@ -120,14 +127,15 @@ class Images:
         except NotFoundError:
             return None
 
-    def _import_once(
+    def _make_once(
         self,
         name: str,
         image_meta: Mapping[str, Any],
         size_bytes: int,
+        adoptable: Sequence[image_service_pb2.RbdSnapshot],
         fetch: Callable[[Any], None],
     ) -> image_pb2.Image:
-        """Import, or wait for who does."""
+        """Adopt or import, or wait for who does."""
         lock = coordination.COORDINATOR.get_lock(f"volcore-{name.replace('/', '-')}")
         if not lock.acquire(blocking=self._import_timeout_s):
             raise exception.ImageCopyFailure(
@@ -137,13 +145,41 @@ class Images:
         try:
             if (image := self._find(name)) is not None:
                 return image
-            with self._imports:
-                image = self._import(name, image_meta, fetch)
+            image = self._adopt(name, image_meta, adoptable)
+            if image is None:
+                with self._imports:
+                    image = self._import(name, image_meta, fetch)
             if image.size_bytes > size_bytes:  # nobody has it yet: nothing stays behind
                 self._service.call(lambda c: c.delete_image(name))
             return image
         finally:
             lock.release()
+
+    def _adopt(
+        self,
+        name: str,
+        image_meta: Mapping[str, Any],
+        adoptable: Sequence[image_service_pb2.RbdSnapshot],
+    ) -> image_pb2.Image | None:
+        """Return the image if it could be had without a copy."""
+        labels = {IMAGE_LABEL: str(image_meta["id"])}
+        for source in adoptable:
+            try:
+                adopt = functools.partial(_adopt_from, name=name, source=source, labels=labels)
+                image = self._service.call(adopt)
+            except NotSupportedError as err:
+                LOG.info("Image %s is imported: %s", image_meta["id"], err.message)
+                return None
+            except (NotFoundError, PreconditionError) as err:
+                LOG.warning("Image %s is not adopted: %s", image_meta["id"], err.message)
+            except ConflictError:  # somebody has imported it without our lock
+                return self._find(name)
+            except InvalidArgumentError as err:
+                raise _unacceptable(image_meta, err.message) from err
+            else:
+                LOG.info("Adopted image %s as %s", image_meta["id"], name)
+                return image
+        return None
 
     def _import(
         self, name: str, image_meta: Mapping[str, Any], fetch: Callable[[Any], None]
@@ -169,6 +205,12 @@ class Images:
             except (InvalidArgumentError, OutOfRangeError, ConflictError) as err:
                 raise _unacceptable(image_meta, err.message) from err
         return self._service.call(lambda c: c.get_image(name))
+
+
+def _adopt_from(
+    client: Client, *, name: str, source: image_service_pb2.RbdSnapshot, labels: dict[str, str]
+) -> image_pb2.Image:
+    return client.adopt_image(name, source, labels=labels)
 
 
 class Arriving:
