@@ -1,5 +1,6 @@
 """Images of Glance's rbd store adopted without a copy: real Ceph, with rights of its own."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
@@ -166,8 +167,16 @@ def test_image_of_glance_stays(ground):
     ground.store.add(ID, SIZE, CONTENT)
     before = leftovers(ground.access, ground.store.pool)
     with ground.engine() as engine:
-        engine.images.adopt("p", NAME, ground.source())
+        with ThreadPoolExecutor(4) as threads:
+            calls = [
+                threads.submit(engine.images.adopt, "p", NAME, ground.source()) for _ in range(4)
+            ]
+        assert len({call.result().id for call in calls}) == 1
         deploy(engine, "a")
+        exported = bytearray(ROUNDED)
+        for at_bytes, piece in engine.images.export("p", NAME, "raw").pieces:
+            exported[at_bytes : at_bytes + len(piece)] = piece
+        assert exported == WHOLE
         engine.images.delete("p", NAME)
         assert engine.deletions.wait(60)
         assert len(ground.store.children(ID)) == 1
