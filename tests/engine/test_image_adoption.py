@@ -164,6 +164,8 @@ def test_nothing_is_copied(ground, direct):
 
 def test_image_of_glance_stays(ground):
     """Goal: after the delete of ours nothing of us is left with Glance, whose image is whole."""
+    import rbd
+
     ground.store.add(ID, SIZE, CONTENT)
     before = leftovers(ground.access, ground.store.pool)
     with ground.engine() as engine:
@@ -177,11 +179,21 @@ def test_image_of_glance_stays(ground):
         for at_bytes, piece in engine.images.export("p", NAME, "raw").pieces:
             exported[at_bytes : at_bytes + len(piece)] = piece
         assert exported == WHOLE
+        with pytest.raises(NotSupportedError):
+            engine.checks.verify_image("p", NAME)
+        deploy(engine, "b")
+        assert engine.adoption.release("p", "b", "given") == "given"
         engine.images.delete("p", NAME)
         assert engine.deletions.wait(60)
         assert len(ground.store.children(ID)) == 1
         assert content(engine, "a") == WHOLE
         engine.volumes.delete("p", "a")
+    with raw_pool(ground.access, ground.pool) as ioctx:
+        with rbd.Image(ioctx, "given", read_only=True) as given:
+            assert given.read(0, ROUNDED) == WHOLE
+        rbd.RBD().remove(ioctx, "given")
+    with ground.engine():  # its start frees what waited for that
+        pass
     assert ground.store.children(ID) == []
     assert leftovers(ground.access, ground.store.pool) == before
     assert leftovers(ground.access, ground.pool) == set()
@@ -191,7 +203,8 @@ def test_image_of_glance_stays(ground):
 def test_rights(ground, restricted):
     """Goal: `rbd-read-only` is enough, less is refused with the right that is missing."""
     ground.store.add(ID, SIZE, CONTENT)
-    for rights in ("", ", allow r pool={images}"):
+    may_look = ", allow r class-read pool={images}"
+    for rights in ("", ", allow r pool={images}", may_look):
         restricted("profile rbd pool={ours}" + rights)
         with ground.engine() as engine:
             with pytest.raises(PreconditionError, match="profile rbd-read-only pool=") as caught:

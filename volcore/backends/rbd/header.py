@@ -185,6 +185,14 @@ class Headers:
             raise error_of(err, f"list the clones of rbd image {image_id}") from err
         return int(struct.unpack_from("<I", body)[0]) > 0
 
+    def forget_child(self, image_id: str, link: bytes) -> None:
+        """Take a clone out of the list of its parent, `image_id`; `link` is of `wire.child_link`.
+
+        Raises:
+            NotFoundError: it is not in that list.
+        """
+        self._execute(header_object(image_id), "child_detach", link)
+
     def is_old_child(self, parent: Parent, image_id: str) -> bool:
         """Return whether an image of this pool is a clone of format 1 of `parent`.
 

@@ -11,10 +11,11 @@ Source: Ceph, src/osd/OSDCap.cc (the profiles); glance_store, _drivers/rbd.py.
 
 import errno
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 
 from volcore.backends.adopting import ForeignImage, ForeignSource
+from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, translated
 from volcore.backends.rbd.header import Headers
 from volcore.backends.rbd.opening import open_image
@@ -26,6 +27,8 @@ from volcore.limits import IMAGE_VIRTUAL_SIZE_BYTES_MAX
 _LAYERING: Final = 1
 _DATA_POOL: Final = 128
 _OPERATIONS: Final = 256
+_NOBODY: Final = "volcore-nobody"
+"""No image has such an id: librbd's are hexadecimal."""
 _READABLE: Final = FEATURES | _DATA_POOL | _OPERATIONS
 
 
@@ -34,6 +37,7 @@ def look(session: Session, source: ForeignSource) -> ForeignImage:
     with _permitted(session, source), _opened(session, source) as (headers, image):
         size_bytes = int(image.size())
         word, detail = _obstacle(headers, image)
+        _check_right(headers, str(image.id()), source)
         return ForeignImage(name=source.image, size_bytes=size_bytes, obstacle=word, detail=detail)
 
 
@@ -87,6 +91,21 @@ def _opened(session: Session, source: ForeignSource) -> Iterator[tuple[Headers, 
             open_image(ioctx, image_id, snapshot=source.snapshot, read_only=True) as image,
         ):
             yield headers, image
+
+
+def _check_right(headers: Headers, image_id: str, source: ForeignSource) -> None:
+    """Let the parent forget a clone that it has not: who may do that may make one.
+
+    Without that right librbd, and we, could not take back the clone that has just been refused.
+
+    Raises:
+        PermissionDeniedError: PERMISSION_DENIED.
+    """
+    snapshot = headers.find_snapshot(image_id, source.snapshot)
+    if snapshot is None:
+        raise _missing(source)
+    with suppress(NotFoundError):
+        headers.forget_child(image_id, wire.child_link(headers.pool_id, _NOBODY, snapshot.snap))
 
 
 @contextmanager
