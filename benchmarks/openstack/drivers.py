@@ -119,6 +119,8 @@ def main() -> None:
             for what, spent_s in contenders[name].round(name == "stock").items():
                 if number >= 0:
                     found.setdefault(what, {}).setdefault(name, []).append(spent_s)
+    for contender in contenders.values():
+        contender.driver.delete_volume(contender.cached)
     coordination.COORDINATOR.stop()
     print(json.dumps(found))
 
