@@ -433,9 +433,11 @@ class VolcoreDriver(driver.VolumeDriver):
         name = self._volume(volume)
         if volume.multiattach and connection.is_shared_by_guests(volume, connector):
             return True
-        local_disk.withdraw(self._disk(volume))
+        of_all = connector is None or not connector.get("host")
+        if of_all or local_disk.is_here(connector, self.host):
+            local_disk.withdraw(self._disk(volume))
         with _translated():
-            if connector is None or not connector.get("host"):
+            if of_all:
                 self._service.call(lambda c: connection.detach_all(c, name))
             else:
                 host = connection.host_of(connector)
