@@ -57,9 +57,6 @@ def ceph_cluster(pytestconfig: pytest.Config) -> Iterator[CephAccess]:
             pytest.fail(text)
         pytest.skip(text)
     with CephCluster(store=pytestconfig.getoption("--ceph-store")) as cluster:
-        with cluster.conf_path.open("a") as conf:
-            # The tests' own connections; the server sets it for its own (docs/design/0017).
-            conf.write("[client.admin]\nlibrados thread count = 1\n")
         yield cluster
 
 

@@ -94,11 +94,7 @@ class Soak:
 
         start_s = time.monotonic()
         with ExitStack() as undo:
-            connection = rados.Rados(
-                conffile=str(self._access.conf_path),
-                rados_id="admin",
-                conf={"librados_thread_count": "1"},  # docs/design/0017
-            )
+            connection = rados.Rados(conffile=str(self._access.conf_path), rados_id="admin")
             ioctx = undo.enter_context(undo.enter_context(connection).open_ioctx(self._pool))
             judge = Judge(ioctx, self._access.conf_path, self._pool)
             undo.enter_context(self._server)

@@ -36,10 +36,6 @@ _FIXED_OPTIONS: Final = {
     "rbd_move_to_trash_on_remove": "false",
     # librbd rounds a discard down to this; the smallest allowed keeps its waste small.
     "rbd_discard_granularity_bytes": "4096",
-    # One thread for what ends: with two, librbd may still be in an image's state when whoever it
-    # has just woken has closed and freed the image, and the process dies (docs/design/0017).
-    "librados_thread_count": "1",
-    "rbd_op_threads": "1",  # more would raise the above
 }
 
 
