@@ -80,6 +80,72 @@ def test_cut_anywhere(source, ceph_cluster, ceph_pool, monkeypatch):
         assert leftovers(ceph_cluster, ceph_pool) == clean, cut
 
 
+def test_together(source):
+    """Goal: one snapshot for all, each independent. Method: count, then write to each."""
+    targets = {"a": SIZE, "b": 2 * SIZE, "c": SIZE, "small": CHUNK}
+
+    def act():
+        failed = source.clone_many("v", None, targets)
+        assert {key: type(err) for key, err in failed.items()} == {"small": OutOfRangeError}
+
+    assert waves_of(source, act) == 6
+    assert len(snaps_of(source)) == 1
+    put(source, "v", 0, b"then")
+    for name in "abc":
+        put(source, name, 4, name.encode())
+    assert [fetch(source, name, 0, 5) for name in "abc"] == [b"livea", b"liveb", b"livec"]
+    assert source.describe("v").snapshot_ids == ()
+
+
+def test_together_cut_anywhere(source, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: each whole or gone, whatever became of the other. Method: as above, two at once."""
+    clean = leftovers(ceph_cluster, ceph_pool)
+    second = {HEADER + 4, MAP + 4}
+    for count in range(HEADER, WRITES + 5):
+        cut = set(range(count))
+        assert source._session().direct._stock.wait(1, 30, above=max(snaps_of(source), default=0))
+        with only(monkeypatch, source, cut):
+            try:
+                source.clone_many("v", None, {"c": SIZE, "d": SIZE})
+            except UnavailableError:
+                assert count < WRITES + 4
+            source._session().direct.flush()
+        source.collect()
+        found = {"c": {HEADER, MAP} <= cut, "d": second <= cut}
+        assert {name: name in source.walk() for name in found} == found, count
+        assert source.describe("v").snapshot_ids == (), count
+        assert used_numbers(source) == [], count
+        for name, exists in found.items():
+            if exists:
+                assert fetch(source, name, 0, 4) == b"live"
+                source.delete(name)
+        assert snaps_of(source) == [], count
+        assert links(ceph_cluster, ceph_pool, source) == set(), count
+        assert leftovers(ceph_cluster, ceph_pool) == clean, count
+
+
+def test_one_of_them_is_taken(source, ceph_cluster, ceph_pool):
+    """Goal: the others are made, and nothing is left of it. Method: a name of others."""
+    import rbd
+
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        rbd.RBD().create(ioctx, "foreign", SIZE, old_format=False, features=61)
+        clean = leftovers(ceph_cluster, ceph_pool)
+        for names in (("foreign", "a", "b"), ("a", "foreign", "b"), ("foreign", "gold")):
+            failed = source.clone_many("v", None, dict.fromkeys(names, SIZE))
+            taken = {"foreign", "gold"} & set(names)
+            assert {key: type(err) for key, err in failed.items()} == dict.fromkeys(
+                taken, ConflictError
+            )
+            for name in set(names) - taken:
+                assert fetch(source, name, 0, 4) == b"live"
+                source.delete(name)
+            assert snaps_of(source) == []
+            assert used_numbers(source) == []
+            assert leftovers(ceph_cluster, ceph_pool) == clean
+        assert "foreign" in rbd.RBD().list(ioctx)
+
+
 def test_what_is_refused(source, ceph_cluster, ceph_pool):
     """Goal: nothing is left of what was refused. Method: taken names, a small size, no source."""
     import rbd

@@ -1,7 +1,9 @@
 """Clones that are made without a look at the catalog, on a real Ceph."""
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -14,7 +16,7 @@ from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import ConflictError, Reason
 from volcore.model.records import SourceKind, State, Volume
 from volcore.testing.crash import Crash, CrashingCatalog, CrashSwitch
-from volcore.testing.device_contract import put
+from volcore.testing.device_contract import fetch, put
 from volcore.testing.intents import intents_of
 
 
@@ -151,3 +153,25 @@ def test_killed_at_each_commit(ceph_cluster, ceph_pool, monkeypatch):
     images = {"gold", "src", "first", "second"}
     left = {name for name in leftovers(ceph_cluster, ceph_pool) if name.startswith("rbd_id.")}
     assert len(left) == len(images)
+
+
+def test_clones_of_a_volume_that_is_written(site):
+    """Goal: each shows what was written before it was asked for. Method: callers that write first.
+
+    Those who wait for each other share a snapshot; it must be of an instant after all were asked.
+    """
+    count, lock = itertools.count(1), threading.Lock()
+    source = SourceRef(kind=SourceKind.VOLUME, key="src")
+    backend_id = site.pool.volume("src").backend_id
+
+    def work(caller: int) -> None:
+        for turn in range(4):
+            with lock:
+                number = next(count)
+                put(site.backend, backend_id, 0, number.to_bytes(4, "big"))
+            request = CreateVolume(name=f"of-{caller}-{turn}", source=source)
+            made = site.engine.volumes.create("p", request)
+            assert int.from_bytes(fetch(site.backend, made.backend_id, 0, 4), "big") >= number
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))

@@ -318,18 +318,19 @@ def no_reserve() -> None:
 
 @runtime_checkable
 class SupportsCloneMany(Protocol):
-    """Making many clones of one snapshot in a time that hardly grows with their number."""
+    """Making many clones of one source in a time that hardly grows with their number."""
 
     def clone_many(
         self,
         volume_id: str,
-        snapshot_id: str,
+        snapshot_id: str | None,
         targets: Mapping[str, int],
         *,
         reserve: Callable[[], None] = no_reserve,
     ) -> dict[str, VolcoreError]:
         """Make a clone for each (target id: size in bytes), as `clone` does.
 
+        Without a snapshot, clones show the volume at an instant of this call, most often the same.
         Atomicity: of each clone. Returns the errors of those that failed; they left nothing.
 
         `reserve` is called once, in this thread: it makes durable what the caller needs to know of

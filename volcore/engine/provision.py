@@ -202,7 +202,8 @@ def _make_combined(
 ) -> Sequence[Volume | VolcoreError]:
     """Make them, together with those that other calls make of the same source at this time."""
     make = _make_joined if pool.backend.caps.joins_catalog else _make_with_intents
-    if not isinstance(source, Image | Snapshot) or len(planned) > COMBINED_MAX:
+    is_live = isinstance(source, Volume)  # those together show one instant, after all were asked
+    if source is None or (is_live and not pool.clones_many) or len(planned) > COMBINED_MAX:
         return make(pool, planned, source)
     return pool.combiner.run(source.encode(), planned, lambda some: make(pool, some, source))
 
@@ -270,7 +271,7 @@ def _act_on_all(
             return err
         return volume
 
-    if pool.clones_many is not None and isinstance(source, Image | Snapshot):
+    if pool.clones_many is not None and source is not None:
         return _clone_many(pool.clones_many, planned, source, begin)
     begin()
     if len(planned) == 1:
@@ -282,11 +283,11 @@ def _act_on_all(
 def _clone_many(
     backend: SupportsCloneMany,
     planned: Sequence[Volume],
-    source: Image | Snapshot,
+    source: Image | Snapshot | Volume,
     begin: Callable[[], None],
 ) -> list[Volume | VolcoreError]:
-    """Clone a snapshot for all volumes; the intents are written beside the backend's names."""
-    point = source.backend_snapshot_id if isinstance(source, Image) else source.backend_id
+    """Clone the source for all volumes; the intents are written beside the backend's names."""
+    origin, point = _place(source)
     targets = {volume.backend_id: volume.size_bytes for volume in planned}
     begun = False
 
@@ -296,7 +297,7 @@ def _clone_many(
         begun = True
 
     try:
-        failed = backend.clone_many(source.backend_volume_id, point, targets, reserve=reserve)
+        failed = backend.clone_many(origin, point, targets, reserve=reserve)
     except VolcoreError as err:
         if not begun:
             raise
@@ -314,17 +315,22 @@ def _undo(pool: Pool, intent: Intent) -> None:
 
 def _act(pool: Pool, volume: Volume, source: SourceRecord) -> None:
     """Make the volume in the backend."""
+    if source is None:
+        pool.backend.create(volume.backend_id, volume.size_bytes)
+    else:
+        origin, point = _place(source)
+        pool.backend.clone(origin, point, volume.backend_id, volume.size_bytes)
+
+
+def _place(source: Image | Snapshot | Volume) -> tuple[str, str | None]:
+    """Return the volume and the snapshot in the backend; None for a volume as it is."""
     match source:
-        case None:
-            pool.backend.create(volume.backend_id, volume.size_bytes)
         case Image():
-            origin, point = source.backend_volume_id, source.backend_snapshot_id
-            pool.backend.clone(origin, point, volume.backend_id, volume.size_bytes)
+            return source.backend_volume_id, source.backend_snapshot_id
         case Snapshot():
-            origin, point = source.backend_volume_id, source.backend_id
-            pool.backend.clone(origin, point, volume.backend_id, volume.size_bytes)
+            return source.backend_volume_id, source.backend_id
         case Volume():
-            pool.backend.clone(source.backend_id, None, volume.backend_id, volume.size_bytes)
+            return source.backend_id, None
 
 
 def _check(request: CreateVolume) -> None:

@@ -237,7 +237,7 @@ class RbdBackend(VolumeBackend):
     def clone_many(
         self,
         volume_id: str,
-        snapshot_id: str,
+        snapshot_id: str | None,
         targets: Mapping[str, int],
         *,
         reserve: Callable[[], None] = no_reserve,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from volcore.backends.contract import ShortPathState, no_reserve
-from volcore.backends.rbd.direct.cloner import Once
+from volcore.backends.rbd.direct.cloner import BATCH_MAX, Once
 from volcore.backends.rbd.directory import HIDDEN_PREFIX, Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import HeaderSnapshot
@@ -35,10 +35,6 @@ def clone(
 ) -> None:
     """See `VolumeBackend.clone`."""
     check_size(size_bytes)
-    if snapshot_id is None:
-        if not _clone_live_directly(session, volume_id, target_id, size_bytes):
-            clone_by_librbd(session, volume_id, None, target_id, size_bytes)
-        return
     failed = clone_many(session, volume_id, snapshot_id, {target_id: size_bytes})
     if failed:
         raise failed[target_id]
@@ -47,14 +43,17 @@ def clone(
 def clone_many(
     session: Session,
     volume_id: str,
-    snapshot_id: str,
+    snapshot_id: str | None,
     targets: Mapping[str, int],
     reserve: Callable[[], None] = no_reserve,
 ) -> dict[str, VolcoreError]:
     """See `SupportsCloneMany.clone_many`."""
     once = Once(reserve)
     with session.claiming(targets):
-        failed = session.direct.clone(volume_id, snapshot_id, targets, once)
+        if snapshot_id is None:
+            failed = _clone_live_directly(session, volume_id, targets, once)
+        else:
+            failed = session.direct.clone(volume_id, snapshot_id, targets, once)
     if failed is not None:
         return failed
     once()
@@ -62,7 +61,7 @@ def clone_many(
 
 
 def _clone_many_by_librbd(
-    session: Session, volume_id: str, snapshot_id: str, targets: Mapping[str, int]
+    session: Session, volume_id: str, snapshot_id: str | None, targets: Mapping[str, int]
 ) -> dict[str, VolcoreError]:
     """Clone side by side; return the errors of those that failed."""
     failed: dict[str, VolcoreError] = {}
@@ -155,16 +154,21 @@ def _check_target(
     return from_size_bytes
 
 
-def _clone_live_directly(session: Session, volume_id: str, target_id: str, size_bytes: int) -> bool:
-    """Clone a volume that nobody has open by the short path; return whether that was done."""
-    if session.direct.state.state is not ShortPathState.ON:
-        return False
+def _clone_live_directly(
+    session: Session, volume_id: str, targets: Mapping[str, int], reserve: Callable[[], None]
+) -> dict[str, VolcoreError] | None:
+    """Clone a volume as it is by the short path; None: librbd has to do it."""
+    if session.direct.state.state is not ShortPathState.ON or len(targets) > BATCH_MAX:
+        return None
     entry = existing(session, volume_id)
-    _check_target(session, entry, None, target_id, size_bytes)
-    with session.claiming((target_id,)), session.handles.closed(volume_id) as is_closed:
-        return is_closed and session.direct.clone_live(
-            volume_id, entry.image_id, (target_id, size_bytes)
-        )
+    missing = volume_missing(volume_id)
+    with session.handles.closed(volume_id) as is_closed:
+        if not is_closed:
+            return None
+        try:
+            return session.direct.clone_live(volume_id, entry.image_id, targets, reserve)
+        except NotFoundError as err:
+            raise missing from err
 
 
 def _clone_live(session: Session, entry: Entry, target_id: str) -> None:

@@ -47,6 +47,28 @@ class Handles:
         finally:
             self.release(volume_id)
 
+    @contextmanager
+    def briefly(self, volume_id: str, image_id: str) -> Iterator[Any]:
+        """Lend the handle for far less than a second.
+
+        Where nobody else of this process has the volume open, who wants it open or closed meanwhile
+        waits, and does not find it in use.
+        """
+        with self._pinned(volume_id, keep=False) as slot:
+            with slot.gate:
+                if slot.image is None:
+                    missing = volume_missing(volume_id)
+                    with translated(f"open volume {volume_id}", missing=missing):
+                        image = open_image(self._ioctx, image_id, read_only=False)
+                    try:
+                        yield image
+                    finally:
+                        with translated(f"close volume {volume_id}"):
+                            image.close()
+                    return
+            with self.image(volume_id, image_id) as image:
+                yield image
+
     def acquire(self, volume_id: str, image_id: str, *, device: bool = False) -> Any:
         """Return the volume's writable handle; pair with `release`."""
         with self._pinned(volume_id, keep=True) as slot, slot.gate:

@@ -46,6 +46,8 @@ class HeaderSnapshot:
     name: str
     size_bytes: int
     user: bool
+    trashed: bool
+    """Whether it goes with its last clone; such a snapshot takes no new clones."""
 
 
 class Headers:
@@ -243,6 +245,7 @@ def parse_snapshot(raw: bytes) -> HeaderSnapshot:
     return HeaderSnapshot(
         snap=number,
         user=namespace == _USER_NAMESPACE,
+        trashed=namespace == _TRASH_NAMESPACE,
         name=original or name,
         size_bytes=size_bytes,
     )

@@ -64,9 +64,11 @@ class Links:
         Precondition: this server has the pool, and frees nothing meanwhile. Complexity: the pages
         of the directory, and two requests for each image that is deleted, flattened or half made.
         """
-        ended = [parent for one in list(self._suspects()) if (parent := self._end(one))]
+        ended = [parent for one in list(self._suspects()) if (parent := self.cut(one))]
         for parent in ended:
             self._drop_needless(parent)
+        if ended:
+            _LOG.warning("%s links of rbd images ended that a crash had cut in half", len(ended))
         return len(ended)
 
     def end(self, image_id: str) -> None:
@@ -74,9 +76,25 @@ class Links:
 
         Precondition: a flatten of it has begun, and none is running.
         """
-        parent = self._end(image_id)
+        parent = self.cut(image_id)
         if parent is not None:
             self._drop_needless(parent)
+
+    def cut(self, image_id: str) -> Parent | None:
+        """Cut an image off from a parent that does not know it; return which, None if none was.
+
+        Precondition: its flatten, deletion or making has begun, and nothing of this process works
+        on it.
+        """
+        try:
+            parent = self._headers.parent(image_id)
+        except NotFoundError:
+            return None
+        if parent is None or self._knows(parent, image_id):
+            return None
+        with translated(f"end the link of rbd image {image_id} to {parent.image_id}"):
+            self._ioctx.execute(f"rbd_header.{image_id}", "rbd", "parent_detach", b"")
+        return parent
 
     def _suspects(self) -> Iterator[str]:
         yield from self._directory.walk_retired()
@@ -89,19 +107,6 @@ class Links:
                 image_id = self._headers.image_id(entry.volume_id)
                 if image_id is not None:
                     yield image_id
-
-    def _end(self, image_id: str) -> Parent | None:
-        """Return the parent that an image had, if that did not know it."""
-        try:
-            parent = self._headers.parent(image_id)
-        except NotFoundError:
-            return None
-        if parent is None or self._knows(parent, image_id):
-            return None
-        with translated(f"end the link of rbd image {image_id} to {parent.image_id}"):
-            self._ioctx.execute(f"rbd_header.{image_id}", "rbd", "parent_detach", b"")
-        _LOG.warning("rbd image %s: ended a link that a crash had cut in half", image_id)
-        return parent
 
     def _knows(self, parent: Parent, image_id: str) -> bool:
         """Return whether a parent that exists knows the image as a clone of its snapshot.

@@ -26,6 +26,7 @@ from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
 from volcore.backends.rbd.opening import open_image
+from volcore.backends.rbd.parting import Parting
 from volcore.backends.rbd.protection import CLONES_ONLY_SUFFIX, delete_unneeded
 from volcore.backends.rbd.watchers import Watchers
 from volcore.errors import (
@@ -54,6 +55,7 @@ class Reaper:
         handles: Handles,
         watchers: Watchers,
         direct: DirectRecovery,
+        parting: Parting,
     ) -> None:
         self._ioctx = ioctx
         self._headers = headers
@@ -61,6 +63,7 @@ class Reaper:
         self._handles = handles
         self._watchers = watchers
         self._direct = direct
+        self._parting = parting
         self._lock = threading.Lock()
         self._busy: dict[str, tuple[threading.Lock, int]] = {}
 
@@ -102,7 +105,7 @@ class Reaper:
                 if name is None:
                     break
                 parent = self._parent(image_id)
-                if not self._free(image_id, name):
+                if not self._free(image_id, name, parent):
                     break
                 self._directory.freed(image_id)
             count += 1
@@ -180,11 +183,13 @@ class Reaper:
             return self._headers.parent(image_id)
         return None
 
-    def _free(self, image_id: str, name: str) -> bool:
+    def _free(self, image_id: str, name: str, parent: Parent | None) -> bool:
         """Remove one image with its snapshots; return False while something needs it."""
         self.move_to_trash(name, image_id)
         if not self._delete_snapshots(image_id):
             return False
+        if parent is not None:
+            self._parting.part(image_id, parent)
         try:
             self._remove(image_id, name)
         except NotFoundError:

@@ -19,6 +19,7 @@ from volcore.backends.rbd.lease import PoolLease
 from volcore.backends.rbd.links import Links
 from volcore.backends.rbd.omap import OmapObject
 from volcore.backends.rbd.opening import open_image
+from volcore.backends.rbd.parting import Parting
 from volcore.backends.rbd.presence import Presence
 from volcore.backends.rbd.reaper import Reaper
 from volcore.backends.rbd.watchers import Watchers
@@ -92,6 +93,14 @@ class Session:
                 self.handles,
                 self.watchers,
                 self.direct.recovery,
+                Parting(
+                    self.direct.waves,
+                    self.headers,
+                    self.directory,
+                    self.handles,
+                    self.links,
+                    self.direct.give_back,
+                ),
             )
             if lock:
                 self.lease = PoolLease(cluster, self.ioctx, self.directory, pool)

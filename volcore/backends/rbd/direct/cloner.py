@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from volcore.backends.contract import no_reserve
 from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
 from volcore.backends.rbd.direct.finishing import Finisher
@@ -102,16 +101,7 @@ class Cloner:
             StaleFactsError: the parent has changed; nothing was made.
         """
         failed: dict[str, VolcoreError] = {}
-        plans = []
-        for volume_id, size_bytes in targets.items():
-            if size_bytes < facts.size_bytes:
-                failed[volume_id] = shrink_refused(
-                    volume_id, size_bytes=size_bytes, size_bytes_min=facts.size_bytes
-                )
-            elif facts.depth >= RBD_DEPTH_MAX:
-                failed[volume_id] = depth_limit(source.volume_id, RBD_DEPTH_MAX)
-            else:
-                plans.append(self._plan(facts, volume_id, size_bytes))
+        plans = self._plans(source, facts, targets, failed)
         for start in range(0, len(plans), BATCH_MAX):
             batch = plans[start : start + BATCH_MAX]
             named = self._name_all(batch, failed, reserve)
@@ -124,42 +114,85 @@ class Cloner:
         self,
         source: Source,
         facts: Facts,
-        target: tuple[str, int],
+        targets: Mapping[str, int],
+        reserve: Callable[[], None],
         make_snapshot: Callable[[], Outcome],
-    ) -> bool:
-        """Make a clone (volume id, size in bytes) of a snapshot that is made for it only.
+    ) -> dict[str, VolcoreError] | None:
+        """Make clones, as `clone` does, of a snapshot that is made for them only.
 
         The snapshot of `facts` does not exist yet: `make_snapshot` makes it when the names are
-        ours. Returns False when that was refused; then, and when this raises, nothing is left
-        unless the cluster did not answer. Durability: as `clone`.
+        ours. At most BATCH_MAX. Returns None when that was refused; then, and when this raises,
+        nothing is left unless the cluster did not answer.
 
         Raises:
-            ConflictError: NAME_TAKEN.
-            OperationPendingError: the source was changed meanwhile.
+            NotFoundError: the source has gone.
         """
-        volume_id, size_bytes = target
-        plan = self._plan(facts, volume_id, size_bytes, hidden=True)
         failed: dict[str, VolcoreError] = {}
-        if not self._name_all([plan], failed, no_reserve):
-            raise failed[volume_id]
+        plans = self._plans(source, facts, targets, failed, hidden=True)
+        assert len(plans) <= BATCH_MAX
+        named = self._name_all(plans, failed, reserve)
+        reserve()
+        if not named:
+            return failed
         try:
             outcome = make_snapshot()
         except UnavailableError:  # recovery will look
             raise
         except VolcoreError:
-            self._recovery.undo(volume_id, plan.link)
+            self._undo_hidden(named)
             raise
         if outcome is not Outcome.MADE:
-            self._recovery.undo(volume_id, plan.link)
-            return False
-        codes = self._waves.run(plan.image(self._waves.ioctx, parent_features=facts.features))
-        if any(codes):
-            raise self._failure(source, plan, codes)
-        (code,) = self._waves.run([trashing(plan.link.parent_id, plan.link.snap)])
-        if code:
-            raise self._failure(source, plan, [code, 0, 0, 0])
-        self._finisher.add({volume_id: plan.link})
-        return True
+            self._undo_hidden(named)
+            return None
+        self._make_hidden(source, facts, named, failed)
+        return failed
+
+    def _make_hidden(
+        self, source: Source, facts: Facts, plans: list[Plan], failed: dict[str, VolcoreError]
+    ) -> None:
+        """Make clones of their snapshot, which is out of sight as soon as one is made."""
+        codes = dict(zip(plans, self._make_all(facts, plans), strict=True))
+        done = [plan for plan, four in codes.items() if not any(four)]
+        if done:
+            (code,) = self._waves.run([trashing(facts.parent_id, facts.snap)])
+            if code:
+                codes |= {plan: [code, 0, 0, 0] for plan in done}
+                done = []
+        for plan, four in codes.items():
+            if any(four):
+                failed[plan.volume_id] = self._failure(source, plan, four)
+        if done:
+            self._finisher.add({plan.volume_id: plan.link for plan in done})
+        elif not any(code in _UNKNOWN for four in codes.values() for code in four):
+            self._recovery.drop_hidden(plans[0].link)
+
+    def _undo_hidden(self, plans: Sequence[Plan]) -> None:
+        """Take the names of clones back, and their snapshot, if it was made."""
+        for plan in plans:
+            self._recovery.undo(plan.volume_id, plan.link, snapshot=False)
+        self._recovery.drop_hidden(plans[0].link)
+
+    def _plans(
+        self,
+        source: Source,
+        facts: Facts,
+        targets: Mapping[str, int],
+        failed: dict[str, VolcoreError],
+        *,
+        hidden: bool = False,
+    ) -> list[Plan]:
+        """Return a plan for each (volume id: size in bytes) that may be made; add to `failed`."""
+        plans = []
+        for volume_id, size_bytes in targets.items():
+            if size_bytes < facts.size_bytes:
+                failed[volume_id] = shrink_refused(
+                    volume_id, size_bytes=size_bytes, size_bytes_min=facts.size_bytes
+                )
+            elif facts.depth >= RBD_DEPTH_MAX:
+                failed[volume_id] = depth_limit(source.volume_id, RBD_DEPTH_MAX)
+            else:
+                plans.append(self._plan(facts, volume_id, size_bytes, hidden=hidden))
+        return plans
 
     def _plan(self, facts: Facts, volume_id: str, size_bytes: int, *, hidden: bool = False) -> Plan:
         """Return what to write for one clone."""
@@ -184,14 +217,10 @@ class Cloner:
         """Make clones; add to `failed`; return the facts as they are afterwards."""
         if not plans:
             return facts
-        writes: list[Write] = []
-        for plan in plans:
-            writes += plan.image(self._waves.ioctx, parent_features=facts.features)
-            facts = replace(facts, features=facts.features | wire.OPERATIONS)
-        codes = self._waves.run(writes)
+        codes = self._make_all(facts, plans)
+        facts = replace(facts, features=facts.features | wire.OPERATIONS)
         done, stale = [], False
-        for number, plan in enumerate(plans):
-            four = codes[IMAGE_WRITES * number : IMAGE_WRITES * (number + 1)]
+        for plan, four in zip(plans, codes, strict=True):
             if not any(four):
                 done.append(plan)
                 continue
@@ -201,13 +230,23 @@ class Cloner:
             self._finisher.add({plan.volume_id: plan.link for plan in done})
         if stale:
             self._facts.forget(source.volume_id)
-            if not done and codes[2] == -errno.ECANCELED:
+            if not done and codes[0][2] == -errno.ECANCELED:
                 for plan in plans:
                     failed.pop(plan.volume_id, None)
                 raise StaleFactsError
         elif done:
             self._facts.cloned(source.volume_id, source.snapshot_id, facts, len(done))
         return facts
+
+    def _make_all(self, facts: Facts, plans: Sequence[Plan]) -> list[Sequence[int]]:
+        """Do wave 2 for all; return the codes of each plan's writes."""
+        writes: list[Write] = []
+        features = facts.features
+        for plan in plans:
+            writes += plan.image(self._waves.ioctx, parent_features=features)
+            features |= wire.OPERATIONS
+        codes = self._waves.run(writes)
+        return [codes[at : at + IMAGE_WRITES] for at in range(0, len(codes), IMAGE_WRITES)]
 
     def _name_all(
         self, plans: list[Plan], failed: dict[str, VolcoreError], reserve: Callable[[], None]
@@ -279,7 +318,12 @@ class Cloner:
         if any(code in _UNKNOWN for code in bad):
             return _error(next(code for code in bad if code in _UNKNOWN), plan)
         try:
-            self._recovery.undo(plan.volume_id, plan.link, image=-errno.EEXIST not in codes[:2])
+            self._recovery.undo(
+                plan.volume_id,
+                plan.link,
+                image=-errno.EEXIST not in codes[:2],
+                snapshot=not plan.link.hidden,
+            )
         except UnavailableError as err:
             return err
         if codes[3] == -errno.EEXIST:

@@ -127,28 +127,23 @@ class DirectPath:
             SnapshotSource(volume_id=volume_id, image_id=image_id, snapshot_id=snapshot_id)
         )
 
-    def clone_live(self, volume_id: str, image_id: str, target: tuple[str, int]) -> bool:
-        """Clone a volume, closed in this process, as it is now; False: librbd has to do it.
+    def clone_live(
+        self,
+        volume_id: str,
+        image_id: str,
+        targets: Mapping[str, int],
+        reserve: Callable[[], None],
+    ) -> dict[str, VolcoreError] | None:
+        """Make clones of a volume, closed in this process, as it is now; else as `clone`.
 
-        Through a hidden snapshot that goes to the trash at once. `target` is (volume id, size in
-        bytes). Precondition: the target's id is claimed; its size and the depth were checked.
+        Through one hidden snapshot, which goes to the trash at once: so all show the same instant.
+        At most BATCH_MAX.
         """
         if self._state.state is not ShortPathState.ON:
-            return False
+            return None
         snap = self._stock.take(above=self._headers.snap_seq(image_id))
         if snap is None:
-            return False
-        facts = self._facts.of_head(image_id, snap)
-        if not isinstance(facts, Facts) or target[1] < facts.size_bytes:
-            self._stock.put_back(snap)
-            return False
-        name = HIDDEN_PREFIX + target[0]
-        snapshot = SnapshotSource(
-            volume_id=volume_id,
-            image_id=image_id,
-            snapshot_id=name,
-            size_bytes=facts.size_bytes,
-        )
+            return None
         begun = False
 
         def make_snapshot() -> Outcome:
@@ -157,8 +152,18 @@ class DirectPath:
             return self._snapshotter.create_numbered(snapshot, snap)
 
         try:
+            facts = self._facts.of_head(image_id, snap)
+            if not isinstance(facts, Facts):
+                return None
+            name = HIDDEN_PREFIX + next(iter(targets))
+            snapshot = SnapshotSource(
+                volume_id=volume_id,
+                image_id=image_id,
+                snapshot_id=name,
+                size_bytes=facts.size_bytes,
+            )
             source = Source(volume_id=volume_id, snapshot_id=name)
-            return self._cloner.clone_hidden(source, facts, target, make_snapshot)
+            return self._cloner.clone_hidden(source, facts, targets, reserve, make_snapshot)
         finally:
             self._facts.forget(volume_id)
             if not begun:
@@ -169,6 +174,10 @@ class DirectPath:
         if self._state.state is ShortPathState.ON:
             with suppress(VolcoreError):
                 self._stock.used_elsewhere(self._headers.snap_seq(image_id))
+
+    def give_back(self, snap: int) -> None:
+        """Tell the monitors that a snapshot's number is not used any more; see `Stock`."""
+        self._stock.give_back(snap)
 
     def settle_snapshots(self) -> None:
         """Delete what snapshots cut short have left."""

@@ -59,14 +59,21 @@ class DirectRecovery:
         if present is None or present.link != entry.link:
             return present is not None and bool(present.image_id)
         if self._make_whole(entry.volume_id, entry.link):
-            if entry.link.hidden:
-                self.drop_hidden(entry.link)
+            self._drop_unshared(entry.volume_id, entry.link)
             self._directory.complete_link(present)
             return True
         self.undo(entry.volume_id, entry.link)
         return False
 
-    def undo(self, volume_id: str, link: Link, *, names: bool = True, image: bool = True) -> None:
+    def undo(
+        self,
+        volume_id: str,
+        link: Link,
+        *,
+        names: bool = True,
+        image: bool = True,
+        snapshot: bool = True,
+    ) -> None:
         """Delete what there is of a clone: image, link, map, name, and its row last.
 
         Args:
@@ -74,14 +81,15 @@ class DirectRecovery:
             link: as planned.
             names: False: name and entry are not the clone's.
             image: False: header and map are not the clone's.
+            snapshot: False: the caller cares for the snapshot if it is not needed any more.
         """
         if image:
             self._delete(header_object(link.image_id))
         body = wire.child_link(self._pool_id, link.image_id, link.snap)
         detached = self._run(calling(header_object(link.parent_id), "child_detach", body), _ENOENT)
-        if link.hidden:
-            self.drop_hidden(link)
-        elif detached == 0:
+        if snapshot and link.hidden:
+            self._drop_unshared(volume_id, link)
+        elif snapshot and detached == 0:
             drop_needless(self._ioctx, self._headers, link.parent_id, link.snap)
         if image:
             self._delete(map_object(link.image_id))
@@ -89,8 +97,21 @@ class DirectRecovery:
             self.delete_name(volume_id, link.image_id)
         self.forget(volume_id, link)
 
+    def _drop_unshared(self, volume_id: str, link: Link) -> None:
+        """Drop a clone's hidden snapshot, unless another that was made with it is to be settled.
+
+        That one may still need a link, which a snapshot in the trash does not take.
+        """
+        if link.hidden and not any(
+            other.link is not None
+            and other.volume_id != volume_id
+            and (other.link.parent_id, other.link.snap) == (link.parent_id, link.snap)
+            for other in self._directory.walk()
+        ):
+            self.drop_hidden(link)
+
     def drop_hidden(self, link: Link) -> None:
-        """Delete the snapshot that was made for a clone; with the clone it goes to the trash."""
+        """Delete the snapshot that was made for clones; with a clone it goes to the trash."""
         with suppress(NotFoundError):
             found = self._headers.snapshot(link.parent_id, link.snap)
             if not found.user and self._headers.has_children(link.parent_id, link.snap):
