@@ -129,6 +129,38 @@ def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
     assert after["op_w"] - before["op_w"] == 7
 
 
+def test_the_first_clone_as_the_client_counts(ceph_cluster, ceph_pool, tmp_path):
+    """Goal: nothing is looked up for a snapshot just made, whatever it is of. Method: as above.
+
+    Nor again for others when a clone of the volume as it is was made; the last clone that goes
+    changes the parent's features, which costs one read and no second attempt.
+    """
+    with counted(ceph_cluster, ceph_pool, tmp_path) as (backend, at):
+        make_gold(backend)
+
+        def cost(volume_id, snapshot_id, target_id):
+            backend._session().direct.flush()
+            before = client_counters(at)
+            backend.clone(volume_id, snapshot_id, target_id, SIZE)
+            backend._session().direct.flush()
+            after = client_counters(at)
+            return after["op_r"] - before["op_r"], after["op_w"] - before["op_w"]
+
+        assert cost("gold", "s", "a") == (0, 7)
+        backend.create_snapshot("a", "t")
+        assert cost("a", "t", "b") == (0, 7)
+        backend.clone("gold", None, "live", SIZE)
+        assert cost("gold", "s", "c") == (0, 7)
+        assert backend.describe("b").depth == 2
+        backend.delete("b")
+        assert cost("a", "t", "d") == (1, 7)
+        assert cost("a", "t", "e") == (0, 7)
+        with backend.open_device("a", read_only=False):
+            backend.create_snapshot("a", "by librbd")
+        assert 0 < cost("a", "by librbd", "f")[0] <= 10
+        assert fetch(backend, "f", 0, 4) == b"gold"
+
+
 def test_cut_anywhere(direct, ceph_cluster, ceph_pool):
     """Goal: whole or gone. Method: each set of writes that a crash may leave, then recovery."""
     first, second = writes_of(direct, "c")
@@ -247,6 +279,24 @@ def test_a_snapshot_deleted_behind_our_back(direct, ceph_cluster, ceph_pool):
     with pytest.raises(NotFoundError):
         direct.clone("gold", "s", "c", SIZE)
     assert leftovers(ceph_cluster, ceph_pool) == clean
+    direct.create_snapshot("gold", "new")
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "gold") as image:
+        image.remove_snap("new")
+    with pytest.raises(NotFoundError):
+        direct.clone("gold", "new", "c", SIZE)
+    assert leftovers(ceph_cluster, ceph_pool) == clean
+
+
+def test_a_snapshot_made_anew(direct):
+    """Goal: what is kept is of the last one of that name. Method: delete it, make it again."""
+    for content in (b"one!", b"two!"):
+        put(direct, "gold", 0, content)
+        direct.create_snapshot("gold", "again")
+        direct.clone("gold", "again", f"of-{content.decode()}", SIZE)
+        assert fetch(direct, f"of-{content.decode()}", 0, 4) == content
+        direct.delete_snapshot("gold", "again")
+    with pytest.raises(NotFoundError):
+        direct.clone("gold", "again", "c", SIZE)
 
 
 def test_features_changed_behind_our_back(direct, ceph_cluster, ceph_pool):

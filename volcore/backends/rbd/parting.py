@@ -44,15 +44,28 @@ class Parting:
         directory: Directory,
         handles: Handles,
         links: Links,
+        *,
         give_back: Callable[[int], None],
+        unlinked: Callable[[str], None],
     ) -> None:
-        """Do nothing yet; `give_back` tells the monitors that a snapshot number is not used."""
+        """Do nothing yet.
+
+        Args:
+            waves: of the pool.
+            headers: of the pool.
+            directory: of the pool.
+            handles: of the pool.
+            links: of the pool.
+            give_back: tells the monitors that a snapshot number is not used.
+            unlinked: called with a parent when the last clone of a snapshot of it has gone.
+        """
         self._waves = waves
         self._headers = headers
         self._directory = directory
         self._handles = handles
         self._links = links
         self._give_back = give_back
+        self._unlinked = unlinked
 
     def part(self, image_id: str, parent: Parent) -> None:
         """Take the image of a deleted volume, which has no snapshots, from its parent. Idempotent.
@@ -73,6 +86,13 @@ class Parting:
             self._give_back(parent.snap)
             self._delete_snapshot(volume_id, parent)
         self._links.cut(image_id)
+
+    def parted(self, parent: Parent) -> None:
+        """Note that a clone has gone: its parent's header may show that by its features."""
+        if parent.pool_id != self._headers.pool_id:
+            return
+        if not self._headers.has_children(parent.image_id, parent.snap):
+            self._unlinked(parent.image_id)
 
     def _keeper(self, parent: Parent) -> str | None:
         """Return the volume that a parent is; None if it is none of ours, or deleted."""

@@ -111,6 +111,7 @@ class Reaper:
             count += 1
             if parent is None:
                 break
+            self._parting.parted(parent)
             self.drop_stand_in(parent)
             image_id = parent.image_id
         return count

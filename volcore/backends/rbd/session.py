@@ -99,7 +99,8 @@ class Session:
                     self.directory,
                     self.handles,
                     self.links,
-                    self.direct.give_back,
+                    give_back=self.direct.give_back,
+                    unlinked=self.direct.unlinked,
                 ),
             )
             if lock:

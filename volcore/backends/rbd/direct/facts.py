@@ -1,11 +1,11 @@
 """What is known of the parents of clones, so that a clone has nothing to look up.
 
-Facts are read once and used for AGE_S_MAX. The write itself checks them: the parent's class method
-refuses a snapshot that is gone, and the features are compared in the same operation. What the write
-cannot check (foreign metadata, mirroring) may be that old.
+Facts are read once, or kept when a snapshot is made, and used for AGE_S_MAX. The write itself
+checks them: the parent's class method refuses a snapshot that is gone, and the features are
+compared in the same operation. What the write cannot check (foreign metadata, mirroring) may be
+that old.
 """
 
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import OWNER_KEY, Headers
 from volcore.backends.refusals import snapshot_missing, volume_missing
-from volcore.errors import NotFoundError
+from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import RBD_DEPTH_MAX
 
 AGE_S_MAX: Final = 60.0
@@ -64,6 +64,18 @@ class Facts:
     """Clones that the snapshot should still take; then another sibling is needed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    """What an image's header says; one read."""
+
+    features: int
+    size_bytes: int
+    snap_seq: int
+    has_parent: bool
+    unusual: str
+    """What keeps the image from being cloned directly; empty if nothing does."""
+
+
 class FactsCache:
     """Facts by (volume id, snapshot id); any thread."""
 
@@ -86,6 +98,10 @@ class FactsCache:
         self._found: dict[tuple[str, str], Facts | str] = {}
         self._time_s: dict[tuple[str, str], float] = {}
         self._epoch = 0
+        self._unsure: set[str] = set()
+        """Parents whose features may have changed with their last clone."""
+        self._pool = "not read yet"
+        self._pool_time_s = -AGE_S_MAX
         self.on_full: Callable[[str, str], None] = lambda volume_id, snapshot_id: None
         """Called when a snapshot, with its siblings, has as many clones as it should."""
 
@@ -101,34 +117,50 @@ class FactsCache:
             fresh = found is not None and time.monotonic() - self._time_s[key] < AGE_S_MAX
         # A parent as deep as is allowed is looked at again: it may have been flattened.
         if fresh and (isinstance(found, str) or (found and found.depth < RBD_DEPTH_MAX)):
-            return found
+            return self._sure(found)
         now_s = time.monotonic()
         found = self._load(volume_id, snapshot_id, now_s)
-        with self._lock:
-            if epoch == self._epoch:
-                if len(self._found) >= FACTS_MAX:
-                    self._found.clear()
-                self._found[key], self._time_s[key] = found, now_s
+        self._keep(volume_id, snapshot_id, found, now_s, epoch=epoch)
         return found
 
-    def of_head(self, image_id: str, snap: int) -> Facts | str:
-        """Return the facts that a snapshot made now with that number would have; not kept.
+    def of_head(self, image_id: str, take: Callable[[int], int | None]) -> Facts | str:
+        """Return the facts that a snapshot made now would have; not kept.
+
+        Args:
+            image_id: the parent.
+            take: returns the number of the snapshot, above a given one; None: there is none.
 
         Raises:
             NotFoundError: no such image.
         """
-        features = self._features_of(image_id)
-        unusual = self._unusual(image_id, features)
+        header = self._header(image_id)
+        unusual = header.unusual or self._pool_lately()[0]
         if unusual:
             return unusual
+        depth = self._depth(image_id) if header.has_parent else 0
+        snap = take(header.snap_seq)
+        if snap is None:
+            return "no snapshot number fits"
         return Facts(
             parent_id=image_id,
             snap=snap,
-            size_bytes=self._headers.size_bytes(image_id),
-            features=features,
-            depth=self._headers.depth(image_id, depth_max=RBD_DEPTH_MAX),
+            size_bytes=header.size_bytes,
+            features=header.features,
+            depth=depth,
             load_time_s=time.monotonic(),
         )
+
+    def made(self, volume_id: str, snapshot_id: str, facts: Facts) -> None:
+        """Keep the facts of a snapshot that was just made; its first clone then reads nothing.
+
+        Call while nobody can delete the snapshot yet. The header must have been found usual. What
+        fails is left to whoever clones.
+        """
+        with suppress(VolcoreError):
+            unusual, pool_time_s = self._pool_lately()
+            if not unusual:
+                time_s = min(facts.load_time_s, pool_time_s)
+                self._keep(volume_id, snapshot_id, facts, time_s)
 
     def cloned(self, volume_id: str, snapshot_id: str, facts: Facts, count: int) -> None:
         """Note clones that were made with these facts, which the first of them may have changed."""
@@ -140,6 +172,22 @@ class FactsCache:
             self._found[volume_id, snapshot_id] = replace(facts, room=room)
         if room <= 0 < known.room:
             self.on_full(volume_id, snapshot_id)
+
+    def cloned_live(self, volume_id: str) -> None:
+        """Note that a volume, as it is, may have got a clone, which its header shows."""
+        with self._lock:
+            self._epoch += 1
+            for key, found in self._found.items():
+                if key[0] == volume_id and isinstance(found, Facts):
+                    self._found[key] = replace(found, features=found.features | wire.OPERATIONS)
+
+    def unlinked(self, image_id: str) -> None:
+        """Note that the last clone of one of an image's snapshots has gone."""
+        with self._lock:
+            if any(
+                isinstance(one, Facts) and one.parent_id == image_id for one in self._found.values()
+            ):
+                self._unsure.add(image_id)
 
     def latest(self, volume_id: str, snapshot_id: str, facts: Facts) -> Facts:
         """Return what is known by now, or `facts`; reads nothing."""
@@ -170,6 +218,40 @@ class FactsCache:
             for key in [key for key in self._found if key[0] == volume_id]:
                 del self._found[key]
 
+    def _sure(self, found: Facts | str) -> Facts | str:
+        """Return facts with the features that the parent has now, if those may have changed."""
+        if isinstance(found, str) or found.parent_id not in self._unsure:
+            return found
+        self._unsure.discard(found.parent_id)
+        header = self._header(found.parent_id)
+
+        def sure(one: Facts) -> Facts | str:
+            return header.unusual or replace(one, features=header.features)
+
+        with self._lock:
+            for other, one in self._found.items():
+                if isinstance(one, Facts) and one.parent_id == found.parent_id:
+                    self._found[other] = sure(one)
+        return sure(found)
+
+    def _keep(
+        self,
+        volume_id: str,
+        snapshot_id: str,
+        found: Facts | str,
+        time_s: float,
+        *,
+        epoch: int | None = None,
+    ) -> None:
+        """Keep what was read at `time_s`, unless something was forgotten since `epoch`."""
+        with self._lock:
+            if epoch not in (None, self._epoch):
+                return
+            if len(self._found) >= FACTS_MAX:
+                self._found.clear()
+            self._found[volume_id, snapshot_id] = found
+            self._time_s[volume_id, snapshot_id] = time_s
+
     def _load(self, volume_id: str, snapshot_id: str, now_s: float) -> Facts | str:
         """Read the facts of a snapshot."""
         entry = self._find(volume_id)
@@ -182,8 +264,8 @@ class FactsCache:
             raise volume_missing(volume_id) from err
         if kin is None:
             raise snapshot_missing(volume_id, snapshot_id)
-        features = self._features_of(image_id)
-        unusual = self._unusual(image_id, features)
+        header = self._header(image_id)
+        unusual = header.unusual or self._read_pool()[0]
         if unusual:
             return unusual
         snap, room = kin.choose()
@@ -191,27 +273,54 @@ class FactsCache:
             parent_id=image_id,
             snap=snap,
             size_bytes=kin.own.size_bytes,
-            features=features,
-            depth=self._headers.depth(image_id, depth_max=RBD_DEPTH_MAX),
+            features=header.features,
+            depth=self._depth(image_id) if header.has_parent else 0,
             load_time_s=now_s,
             room=room,
         )
 
-    def _features_of(self, image_id: str) -> int:
-        """Return an image's features as its header has them."""
-        with translated(f"read rbd image {image_id}"), bindings().rados.ReadOpCtx() as op:
-            rows, _ = self._ioctx.get_omap_vals_by_keys(op, ("features",))
-            self._ioctx.operate_read_op(op, header_object(image_id))
-            return int(struct.unpack("<Q", dict(rows)["features"])[0])
+    def _depth(self, image_id: str) -> int:
+        """Return the count of ancestors; a read for each."""
+        return self._headers.depth(image_id, depth_max=RBD_DEPTH_MAX)
 
-    def _unusual(self, image_id: str, features: int) -> str:
-        """Return what keeps an image from being cloned directly; empty if nothing does."""
+    def _header(self, image_id: str) -> _Header:
+        """Read an image's header."""
+        name = header_object(image_id)
+        with translated(f"read rbd image {image_id}"), bindings().rados.ReadOpCtx() as op:
+            keys, _ = self._ioctx.get_omap_keys(op, "", _PAGE_ROWS)
+            rows, _ = self._ioctx.get_omap_vals_by_keys(op, ("features", "size", "snap_seq"))
+            self._ioctx.operate_read_op(op, name)
+            names = [key for key, _ in keys]
+            numbers = {key: int.from_bytes(value, "little") for key, value in rows}
+        if len(names) == _PAGE_ROWS:
+            names += omap_keys(self._ioctx, name, after=names[-1])
+        features = numbers["features"]
+        unusual = next((f"a row {key}" for key in names if not is_usual_row(key)), "")
         if (features & ~wire.OPERATIONS) != self._features:
-            return f"the source has the rbd features {features:#x}"
-        for key in omap_keys(self._ioctx, header_object(image_id)):
-            if not is_usual_row(key):
-                return f"the source's header has a row {key}"
-        return unusual_pool(self._ioctx)
+            unusual = f"the features {features:#x}"
+        return _Header(
+            features=features,
+            size_bytes=numbers["size"],
+            snap_seq=numbers["snap_seq"],
+            has_parent="parent" in names,
+            unusual=unusual and f"the source's header has {unusual}",
+        )
+
+    def _pool_lately(self) -> tuple[str, float]:
+        """Return what was unusual in the pool's settings when they were read, and when; lately."""
+        with self._lock:
+            found, time_s = self._pool, self._pool_time_s
+        if time.monotonic() - time_s < AGE_S_MAX / 2:
+            return found, time_s
+        return self._read_pool()
+
+    def _read_pool(self) -> tuple[str, float]:
+        """Return what is unusual in the pool's settings, and the time of the reading."""
+        time_s = time.monotonic()
+        found = unusual_pool(self._ioctx)
+        with self._lock:
+            self._pool, self._pool_time_s = found, time_s
+        return found, time_s
 
 
 def is_usual_row(key: str) -> bool:
@@ -230,13 +339,13 @@ def unusual_pool(ioctx: Any) -> str:
     return ""
 
 
-def omap_keys(ioctx: Any, name: str) -> list[str]:
-    """Return the keys of an object's rows; none if there is no such object."""
+def omap_keys(ioctx: Any, name: str, *, after: str = "") -> list[str]:
+    """Return the keys of an object's rows behind `after`; none if there is no such object."""
     found: list[str] = []
     with suppress(NotFoundError), translated(f"read {name}"):
         while True:
             with bindings().rados.ReadOpCtx() as op:
-                rows, _ = ioctx.get_omap_keys(op, found[-1] if found else "", _PAGE_ROWS)
+                rows, _ = ioctx.get_omap_keys(op, found[-1] if found else after, _PAGE_ROWS)
                 ioctx.operate_read_op(op, name)
                 page = [key for key, _ in rows]
             if not page:

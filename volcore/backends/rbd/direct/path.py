@@ -123,8 +123,9 @@ class DirectPath:
         """Make a snapshot of a volume that is closed in this process; see `Snapshotter.create`."""
         if self._state.state is not ShortPathState.ON:
             return Outcome.REFUSED
+        source = SnapshotSource(volume_id=volume_id, image_id=image_id, snapshot_id=snapshot_id)
         return self._snapshotter.create(
-            SnapshotSource(volume_id=volume_id, image_id=image_id, snapshot_id=snapshot_id)
+            source, note=lambda facts: self._facts.made(volume_id, snapshot_id, facts)
         )
 
     def clone_live(
@@ -141,33 +142,30 @@ class DirectPath:
         """
         if self._state.state is not ShortPathState.ON:
             return None
-        snap = self._stock.take(above=self._headers.snap_seq(image_id))
-        if snap is None:
+        facts = self._facts.of_head(image_id, lambda above: self._stock.take(above=above))
+        if not isinstance(facts, Facts):
             return None
         begun = False
+        name = HIDDEN_PREFIX + next(iter(targets))
+        snapshot = SnapshotSource(
+            volume_id=volume_id,
+            image_id=image_id,
+            snapshot_id=name,
+            size_bytes=facts.size_bytes,
+        )
 
         def make_snapshot() -> Outcome:
             nonlocal begun
             begun = True
-            return self._snapshotter.create_numbered(snapshot, snap)
+            return self._snapshotter.create_numbered(snapshot, facts.snap)
 
         try:
-            facts = self._facts.of_head(image_id, snap)
-            if not isinstance(facts, Facts):
-                return None
-            name = HIDDEN_PREFIX + next(iter(targets))
-            snapshot = SnapshotSource(
-                volume_id=volume_id,
-                image_id=image_id,
-                snapshot_id=name,
-                size_bytes=facts.size_bytes,
-            )
             source = Source(volume_id=volume_id, snapshot_id=name)
             return self._cloner.clone_hidden(source, facts, targets, reserve, make_snapshot)
         finally:
-            self._facts.forget(volume_id)
+            self._facts.cloned_live(volume_id)
             if not begun:
-                self._stock.put_back(snap)
+                self._stock.put_back(facts.snap)
 
     def snapshot_by_librbd(self, image_id: str) -> None:
         """Note that librbd has made a snapshot: the next direct one needs a higher number."""
@@ -223,6 +221,10 @@ class DirectPath:
     def forget(self, volume_id: str) -> None:
         """Forget what is known of a volume whose snapshots change."""
         self._facts.forget(volume_id)
+
+    def unlinked(self, image_id: str) -> None:
+        """Note that the last clone of one of an image's snapshots has gone."""
+        self._facts.unlinked(image_id)
 
     def _proof(self) -> Proof:
         return Proof(

@@ -24,6 +24,7 @@ Before 3 there is nothing but a row and the copy of a map, which `settle` delete
 import errno
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -31,7 +32,8 @@ from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct import wire
-from volcore.backends.rbd.direct.facts import is_usual_row
+from volcore.backends.rbd.direct.facts import Facts, is_usual_row
+from volcore.backends.rbd.direct.family import CHILDREN_MAX
 from volcore.backends.rbd.direct.plan import header_object, map_object
 from volcore.backends.rbd.direct.stock import Stock
 from volcore.backends.rbd.direct.waves import Pending, Reply, Waves, Write, calling
@@ -39,8 +41,19 @@ from volcore.backends.rbd.directory import OBJECT_NAME, Directory
 from volcore.backends.rbd.errmap import error_of_code, translated
 from volcore.backends.rbd.header import Headers
 from volcore.backends.refusals import id_taken, volume_missing
-from volcore.errors import ExhaustedError, NotFoundError, Reason, UnavailableError
-from volcore.limits import CHUNK_SIZE_BYTES, SNAPSHOTS_PER_VOLUME_MAX, VOLUME_SIZE_BYTES_MAX
+from volcore.errors import (
+    ExhaustedError,
+    NotFoundError,
+    Reason,
+    UnavailableError,
+    VolcoreError,
+)
+from volcore.limits import (
+    CHUNK_SIZE_BYTES,
+    RBD_DEPTH_MAX,
+    SNAPSHOTS_PER_VOLUME_MAX,
+    VOLUME_SIZE_BYTES_MAX,
+)
 
 _ATTEMPTS: Final = 4
 """A clone that is linked meanwhile changes the header's version, too."""
@@ -84,6 +97,8 @@ class _Header:
     version: int
     size_bytes: int
     snap_seq: int
+    features: int
+    has_parent: bool
     usual: bool
 
 
@@ -118,8 +133,10 @@ class Snapshotter:
         self._busy: set[int] = set()
         self._behind: list[Pending] = []
 
-    def create(self, source: Source) -> Outcome:
+    def create(self, source: Source, *, note: Callable[[Facts], None] = lambda _: None) -> Outcome:
         """Make a snapshot; at return it is durable, or nothing was made, unless DOUBTFUL.
+
+        `note` is called for one that is MADE, with what a clone of it needs to know.
 
         Raises:
             ConflictError: NAME_TAKEN.
@@ -133,7 +150,7 @@ class Snapshotter:
             if snap is None:
                 return Outcome.REFUSED
             try:
-                return self._with_number(source, snap)
+                return self._with_number(source, snap, note)
             except _NumberTooLowError as err:
                 above = err.snap_seq
         return Outcome.REFUSED
@@ -144,7 +161,7 @@ class Snapshotter:
         Errors as `create`.
         """
         try:
-            return self._with_number(source, snap)
+            return self._with_number(source, snap, lambda _: None)
         except _NumberTooLowError:
             return Outcome.REFUSED
 
@@ -185,9 +202,9 @@ class Snapshotter:
             return False
         return True
 
-    def _with_number(self, source: Source, snap: int) -> Outcome:
+    def _with_number(self, source: Source, snap: int, note: Callable[[Facts], None]) -> Outcome:
         """Make a snapshot with that number, which is free again if nothing was made."""
-        steps = _Steps(self._waves, self._directory, source, snap, self._features)
+        steps = _Steps(self._waves, self._directory, self._headers, source, snap, self._features)
         with self._lock:
             self._busy.add(snap)
         try:
@@ -202,6 +219,8 @@ class Snapshotter:
                 self._busy.discard(snap)
         if outcome is not Outcome.REFUSED:
             self._finish(steps, snap)
+        if outcome is Outcome.MADE and steps.facts is not None:
+            note(steps.facts)
         return outcome
 
     def _attempt(self, steps: "_Steps") -> Outcome:
@@ -242,10 +261,17 @@ class _Steps:
     """The steps of one snapshot, which may be gone through again as long as it is not made."""
 
     def __init__(
-        self, waves: Waves, directory: Directory, source: Source, snap: int, features: int
+        self,
+        waves: Waves,
+        directory: Directory,
+        headers: Headers,
+        source: Source,
+        snap: int,
+        features: int,
     ) -> None:
         self._waves = waves
         self._directory = directory
+        self._headers = headers
         self._source = source
         self._snap = snap
         self._features = features
@@ -257,6 +283,8 @@ class _Steps:
         """The snapshot is made, or nobody knows: the number must not be used again."""
         self.last: Write | None = None
         """Step 4, if it is still to be sent."""
+        self.facts: Facts | None = None
+        """What a clone of the snapshot needs to know, if that is known."""
 
     def run(self) -> Outcome:
         """Go through all steps once.
@@ -275,7 +303,7 @@ class _Steps:
         objects = -(-header.size_bytes // CHUNK_SIZE_BYTES)
         if wire.mapped_objects(object_map) != objects:
             return Outcome.REFUSED
-        map_version = self._copy(object_map)
+        map_version = self._copy(object_map, header)
         if map_version is None:
             return Outcome.REFUSED
         told_count = self._add(header.version)
@@ -332,23 +360,27 @@ class _Steps:
             version=version,
             size_bytes=numbers.get("size", 0),
             snap_seq=numbers.get("snap_seq", 0),
+            features=numbers.get("features", 0),
+            has_parent="parent" in names,
             usual=len(names) < _PAGE_ROWS
             and all(map(is_usual_row, names))
             and numbers.get("features", 0) & ~wire.OPERATIONS == self._features
             and not numbers.get("flags", 0),
         )
 
-    def _copy(self, object_map: bytes) -> int | None:
+    def _copy(self, object_map: bytes, header: _Header) -> int | None:
         """Do step 2; return the map's version, None if somebody has the image open."""
         locking = self._ask_lock()
         watching = self._waves.notify(self._header_name, wire.HEADER_UPDATE)
         name = _copy_object(self._source.image_id, self._snap)
         found: list[tuple[bytes, int]] = []
         self.is_copied = True
-        codes = self._waves.run(
-            [Write(name, lambda op: op.write_full(object_map))],
-            beside=lambda: found.append(self._map()),
-        )
+
+        def look() -> None:
+            found.append(self._map())
+            self.facts = self._facts(header)
+
+        codes = self._waves.run([Write(name, lambda op: op.write_full(object_map))], beside=look)
         is_free = not is_locked(locking) and told(watching) == 0
         self._check(*codes)
         if not is_free:
@@ -357,6 +389,25 @@ class _Steps:
         if again != object_map:
             raise _AgainError
         return version
+
+    def _facts(self, header: _Header) -> Facts | None:
+        """Return the facts of the snapshot when it is made, if the header is still that one."""
+        depth = 0
+        time_s = time.monotonic()
+        if header.has_parent:
+            try:
+                depth = self._headers.depth(self._source.image_id, depth_max=RBD_DEPTH_MAX)
+            except VolcoreError:
+                return None
+        return Facts(
+            parent_id=self._source.image_id,
+            snap=self._snap,
+            size_bytes=header.size_bytes,
+            features=header.features,
+            depth=depth,
+            load_time_s=time_s,
+            room=CHILDREN_MAX,
+        )
 
     def _map(self) -> tuple[bytes, int]:
         """Read the object map and its version."""
