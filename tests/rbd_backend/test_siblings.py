@@ -16,6 +16,7 @@ SIZE = 8 * MIB
 def popular(direct, monkeypatch):
     """The backend, where four clones of a snapshot are many."""
     monkeypatch.setattr(family, "CHILDREN_MAX", 4)
+    direct._session().direct.forget("gold")  # what was kept when its snapshot was made
     return direct
 
 

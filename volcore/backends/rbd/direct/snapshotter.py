@@ -31,9 +31,8 @@ from enum import Enum
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
-from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct import family, wire
 from volcore.backends.rbd.direct.facts import Facts, is_usual_row
-from volcore.backends.rbd.direct.family import CHILDREN_MAX
 from volcore.backends.rbd.direct.plan import header_object, map_object
 from volcore.backends.rbd.direct.stock import Stock
 from volcore.backends.rbd.direct.waves import Pending, Reply, Waves, Write, calling
@@ -406,7 +405,7 @@ class _Steps:
             features=header.features,
             depth=depth,
             load_time_s=time_s,
-            room=CHILDREN_MAX,
+            room=family.CHILDREN_MAX,
         )
 
     def _map(self) -> tuple[bytes, int]:
