@@ -117,6 +117,10 @@ SCRUB_INTERVAL_H_DEFAULT: Final = 7 * 24
 SCRUB_RATE_BYTES_DEFAULT: Final = 32 * MIB
 """In a second: a tenth of what a slow disk gives; 1 TiB takes nine hours."""
 
+# Audits.
+AUDIT_FAULTS_MAX: Final = 10_000
+"""Suspicions that one audit of a pool takes up, some 500 bytes each."""
+
 # Embedded store.
 OVERWRITE_CHUNKS_MAX: Final = 65_536
 """Chunks noted for overwriting, per volume: bounds what recovery reads again (256 GiB)."""

@@ -19,3 +19,4 @@ def test_callers_tools_restarts_and_kills(ceph_cluster, ceph_pool, tmp_path):
     assert sum(report.counts.values()) == plan.operations
     assert report.volumes > 0
     assert report.tool_calls > 0
+    assert report.checks > 0

@@ -9,18 +9,32 @@ from volcore.backends.adopting import ForeignImage
 from volcore.backends.contract import RbdConnection, ShortPath
 from volcore.engine.stock import StockFigures
 from volcore.engine.views import AttachmentView, GroupSnapshotView, PoolView
+from volcore.model.faults import Fault
 from volcore.model.records import Health, Operation
 from volcore.v1 import (
     adoptable_image_pb2,
     attachment_pb2,
     group_snapshot_pb2,
     operation_pb2,
+    pool_fault_pb2,
     pool_pb2,
 )
 from volcore.wire import convert, names
 
 _DETAIL_CHARACTERS_MAX: Final = 250
 """Of the reason that the short path is not used: at most 1000 bytes."""
+
+
+def fault_message(fault: Fault) -> pool_fault_pb2.PoolFault:
+    """Return the message of what an audit has found."""
+    return pool_fault_pb2.PoolFault(
+        kind=fault.kind,
+        concerns=fault.concerns,
+        meaning=fault.meaning,
+        remedy=fault.remedy,
+        repairable=fault.mendable,
+        repaired=fault.mended,
+    )
 
 
 def pool_message(view: PoolView) -> pool_pb2.Pool:

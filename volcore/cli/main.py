@@ -9,6 +9,7 @@ import typer
 
 from volcore import limits
 from volcore.cli import (
+    admin,
     adoption,
     attachment,
     bench,
@@ -37,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 adoption.add_to(volume.app, pool.app)
-for noun in (image, volume, snapshot, attachment, pool, operation, bench):
+for noun in (image, volume, snapshot, attachment, pool, operation, admin, bench):
     app.add_typer(noun.app)
 app.command("serve")(serve.serve)
 app.command("version")(version.version)

@@ -13,6 +13,7 @@ import grpc
 
 from volcore import limits
 from volcore.client import adoption, calls, checks, deletes
+from volcore.client.audit import PoolCheck, check_request
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
 from volcore.client.diffs import diff_request, resume
@@ -258,6 +259,23 @@ class Client:
         return self._tried(
             "SnapshotService", "DiffSnapshot", once, timeout_s=self._stream_timeout_s
         )
+
+    def check_pool(self, name: str, *, repair: bool = False, objects: bool = False) -> PoolCheck:
+        """Return every contradiction between the records of a pool and its storage.
+
+        With `repair` what is safe is mended; with `objects` those that images have left are looked
+        for, too, which reads the names of all objects of a Ceph pool.
+        """
+        request = build_checked(check_request, name, repair, objects)
+        found = PoolCheck()
+
+        def once(method: Any, **options: Any) -> PoolCheck:
+            found.begin()
+            for response in method(request, **options):
+                found.take(response)
+            return found.finish()
+
+        return self._tried("PoolService", "CheckPool", once, timeout_s=self._stream_timeout_s)
 
     def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:
         """Return this client with another deadline, for streams too, or a fixed request id.

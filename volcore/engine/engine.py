@@ -8,6 +8,7 @@ from volcore.backends.contract import SupportsCollect, VolumeBackend
 from volcore.catalog.contract import Catalog
 from volcore.engine.adoption import Adoption
 from volcore.engine.attachments import Attachments, republish
+from volcore.engine.audit import Audit
 from volcore.engine.changes import settle
 from volcore.engine.checks import Checks
 from volcore.engine.deletions import DELETE, Deletions
@@ -57,6 +58,7 @@ class Engine:
         self.images = Images(self.pools, self.operations, self.deletions, settings.images)
         self.attachments = Attachments(self.pools)
         self.checks = Checks(self.pools, self.operations, settings.images.directories)
+        self.audit = Audit(self.pools)
         self.schedule = Schedule(self.pools, self.operations, self.checks, settings.scrub)
         self.warm = Keeper(self.pools)
 

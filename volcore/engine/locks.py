@@ -62,6 +62,11 @@ class KeyedLocks:
                         del self._shared[key]
                 self._changed.notify_all()
 
+    def is_held(self, key: str) -> bool:
+        """Return whether a call holds the key exclusively now."""
+        with self._changed:
+            return key in self._exclusive
+
     def _busy(self, wanted: set[str], read: set[str]) -> str | None:
         """Return a key that cannot be had now, or None."""
         taken = (wanted & (self._exclusive | self._shared.keys())) | (read & self._exclusive)

@@ -63,6 +63,8 @@ class Report:
     tool_calls: int = 0
     kills: int = 0
     osd_restarts: int = 0
+    checks: int = 0
+    """Of the pool, while all that happened."""
     fenced: int = 0
     """Servers that a client has shut out because they were late with a lock: a busy machine."""
     volumes: int = 0
@@ -110,7 +112,7 @@ class Soak:
                 )
                 for n in range(self._plan.tool_users)
             ]  # fmt: skip
-            self._work(world, callers, users)
+            self._work(client, world, callers, users)
             self.report.failures += world.failures
             if not self.report.failures:
                 self._judge(client, judge, world, callers, users)
@@ -137,20 +139,37 @@ class Soak:
         with rbd.Image(world.ioctx, made.backend_name) as odd:
             odd.metadata_set("conf_rbd_cache", "true")  # foreign metadata: librbd makes its clones
 
-    def _work(self, world: World, callers: list[Caller], users: list[ToolUser]) -> None:
+    def _work(
+        self, client: Any, world: World, callers: list[Caller], users: list[ToolUser]
+    ) -> None:
         """Let all loose until the callers have done what there was to do."""
         for thread in (*callers, *users):
             thread.start()
         trouble = threading.Thread(target=self._trouble, args=(world,), name="trouble")
         trouble.start()
+        auditor = threading.Thread(target=self._audit, args=(client, world), name="audit")
+        auditor.start()
         for caller in callers:
             caller.join()
         world.stopped.set()
+        auditor.join()
         for user in users:
             user.join()
         trouble.join()
         self.report.counts = dict(sorted(world.counts.items()))
         self.report.tool_calls = sum(user.count for user in users)
+
+    def _audit(self, client: Any, world: World) -> None:
+        """Check the pool over and over: whatever is under way, there is nothing to find."""
+        try:
+            while not world.stopped.is_set():
+                found = repeated(partial(client.check_pool, "pools/p", objects=True))
+                for fault in found.faults:
+                    world.fail(f"a check of the busy pool: {fault.kind} {fault.concerns}")
+                self.report.checks += 1
+                world.stopped.wait(POLL_S)
+        except Exception as err:  # a thread's failure belongs into the report
+            world.fail(f"audit: {type(err).__name__}: {err}")
 
     def _trouble(self, world: World) -> None:
         """Kill the server and restart OSDs, by the count of operations."""
@@ -205,6 +224,7 @@ class Soak:
         self.report.foreign = len(foreign)
         disks |= foreign
         self._settled(client)
+        failures += self._quiet(lambda: _faults(client))
         assert self._server.stop() == 0
         self._server.start()  # collects what kills have left
         failures += self._quiet(lambda: judge.structure(ours, foreign))
@@ -227,6 +247,7 @@ class Soak:
             repeated(partial(client.delete_image, image))
         self._settled(client)
         self.report.failures += self._quiet(lambda: judge.structure(()))
+        self.report.failures += _faults(client)
 
     def _settled(self, client: Any) -> None:
         """Wait for the operations that have not ended; deletes may still be queued."""
@@ -240,6 +261,12 @@ class Soak:
         while (findings := look()) and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return findings
+
+
+def _faults(client: Any) -> list[str]:
+    """Return what the server itself finds wrong."""
+    found = client.check_pool("pools/p", objects=True).faults
+    return [f"{fault.concerns}: {fault.kind}: {fault.meaning}" for fault in found]
 
 
 def _snapshots(ioctx: Any, name: str) -> list[str]:

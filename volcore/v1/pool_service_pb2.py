@@ -24,27 +24,34 @@ _sym_db = _symbol_database.Default()
 
 from volcore.v1 import operation_pb2 as volcore_dot_v1_dot_operation__pb2
 from volcore.v1 import pool_pb2 as volcore_dot_v1_dot_pool__pb2
+from volcore.v1 import pool_fault_pb2 as volcore_dot_v1_dot_pool__fault__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvolcore/v1/pool_service.proto\x12\nvolcore.v1\x1a\x1avolcore/v1/operation.proto\x1a\x15volcore/v1/pool.proto\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0fGetPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volcore.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.volcore.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x10ScrubPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\x12\x16\n\x0emax_rate_bytes\x18\x03 \x01(\x03\"=\n\x11ScrubPoolResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation2\xe5\x01\n\x0bPoolService\x12\x42\n\x07GetPool\x12\x1a.volcore.v1.GetPoolRequest\x1a\x1b.volcore.v1.GetPoolResponse\x12H\n\tListPools\x12\x1c.volcore.v1.ListPoolsRequest\x1a\x1d.volcore.v1.ListPoolsResponse\x12H\n\tScrubPool\x12\x1c.volcore.v1.ScrubPoolRequest\x1a\x1d.volcore.v1.ScrubPoolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvolcore/v1/pool_service.proto\x12\nvolcore.v1\x1a\x1avolcore/v1/operation.proto\x1a\x15volcore/v1/pool.proto\x1a\x1bvolcore/v1/pool_fault.proto\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0fGetPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volcore.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.volcore.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x10ScrubPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\x12\x16\n\x0emax_rate_bytes\x18\x03 \x01(\x03\"=\n\x11ScrubPoolResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation\"A\n\x10\x43heckPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\x12\x0f\n\x07objects\x18\x03 \x01(\x08\"`\n\x11\x43heckPoolResponse\x12$\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x15.volcore.v1.PoolFault\x12%\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x18.volcore.v1.CheckPoolEnd\"M\n\x0c\x43heckPoolEnd\x12\x14\n\x0crecord_count\x18\x01 \x01(\x03\x12\x14\n\x0cstored_count\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x32\xb1\x02\n\x0bPoolService\x12\x42\n\x07GetPool\x12\x1a.volcore.v1.GetPoolRequest\x1a\x1b.volcore.v1.GetPoolResponse\x12H\n\tListPools\x12\x1c.volcore.v1.ListPoolsRequest\x1a\x1d.volcore.v1.ListPoolsResponse\x12H\n\tScrubPool\x12\x1c.volcore.v1.ScrubPoolRequest\x1a\x1d.volcore.v1.ScrubPoolResponse\x12J\n\tCheckPool\x12\x1c.volcore.v1.CheckPoolRequest\x1a\x1d.volcore.v1.CheckPoolResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'volcore.v1.pool_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETPOOLREQUEST']._serialized_start=96
-  _globals['_GETPOOLREQUEST']._serialized_end=126
-  _globals['_GETPOOLRESPONSE']._serialized_start=128
-  _globals['_GETPOOLRESPONSE']._serialized_end=177
-  _globals['_LISTPOOLSREQUEST']._serialized_start=179
-  _globals['_LISTPOOLSREQUEST']._serialized_end=236
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=238
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=315
-  _globals['_SCRUBPOOLREQUEST']._serialized_start=317
-  _globals['_SCRUBPOOLREQUEST']._serialized_end=387
-  _globals['_SCRUBPOOLRESPONSE']._serialized_start=389
-  _globals['_SCRUBPOOLRESPONSE']._serialized_end=450
-  _globals['_POOLSERVICE']._serialized_start=453
-  _globals['_POOLSERVICE']._serialized_end=682
+  _globals['_GETPOOLREQUEST']._serialized_start=125
+  _globals['_GETPOOLREQUEST']._serialized_end=155
+  _globals['_GETPOOLRESPONSE']._serialized_start=157
+  _globals['_GETPOOLRESPONSE']._serialized_end=206
+  _globals['_LISTPOOLSREQUEST']._serialized_start=208
+  _globals['_LISTPOOLSREQUEST']._serialized_end=265
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=267
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=344
+  _globals['_SCRUBPOOLREQUEST']._serialized_start=346
+  _globals['_SCRUBPOOLREQUEST']._serialized_end=416
+  _globals['_SCRUBPOOLRESPONSE']._serialized_start=418
+  _globals['_SCRUBPOOLRESPONSE']._serialized_end=479
+  _globals['_CHECKPOOLREQUEST']._serialized_start=481
+  _globals['_CHECKPOOLREQUEST']._serialized_end=546
+  _globals['_CHECKPOOLRESPONSE']._serialized_start=548
+  _globals['_CHECKPOOLRESPONSE']._serialized_end=644
+  _globals['_CHECKPOOLEND']._serialized_start=646
+  _globals['_CHECKPOOLEND']._serialized_end=723
+  _globals['_POOLSERVICE']._serialized_start=726
+  _globals['_POOLSERVICE']._serialized_end=1031
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 from volcore.v1 import operation_pb2 as _operation_pb2
 from volcore.v1 import pool_pb2 as _pool_pb2
+from volcore.v1 import pool_fault_pb2 as _pool_fault_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -51,3 +52,31 @@ class ScrubPoolResponse(_message.Message):
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     operation: _operation_pb2.Operation
     def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...
+
+class CheckPoolRequest(_message.Message):
+    __slots__ = ("name", "repair", "objects")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    repair: bool
+    objects: bool
+    def __init__(self, name: _Optional[str] = ..., repair: _Optional[bool] = ..., objects: _Optional[bool] = ...) -> None: ...
+
+class CheckPoolResponse(_message.Message):
+    __slots__ = ("fault", "end")
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    fault: _pool_fault_pb2.PoolFault
+    end: CheckPoolEnd
+    def __init__(self, fault: _Optional[_Union[_pool_fault_pb2.PoolFault, _Mapping]] = ..., end: _Optional[_Union[CheckPoolEnd, _Mapping]] = ...) -> None: ...
+
+class CheckPoolEnd(_message.Message):
+    __slots__ = ("record_count", "stored_count", "truncated")
+    RECORD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STORED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    record_count: int
+    stored_count: int
+    truncated: bool
+    def __init__(self, record_count: _Optional[int] = ..., stored_count: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...

@@ -50,6 +50,11 @@ class PoolServiceStub:
                 request_serializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolResponse.FromString,
                 _registered_method=True)
+        self.CheckPool = channel.unary_stream(
+                '/volcore.v1.PoolService/CheckPool',
+                request_serializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
@@ -87,6 +92,19 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckPool(self, request, context):
+        """Compares the records of a pool with its storage: images, snapshots, trash, links between parents and clones,
+        attachments, unfinished changes. Streams every contradiction, and mends what is safe if asked to. The pool stays in
+        use; what a change under way explains is not reported. The last message, and no other, has `end`; a stream without
+        it has not seen everything. Repeating is safe.
+
+        Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached, or the server stops;
+        RESOURCE_EXHAUSTED too many streams; DATA_LOSS a record cannot be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -104,6 +122,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.ScrubPool,
                     request_deserializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_pool__service__pb2.ScrubPoolResponse.SerializeToString,
+            ),
+            'CheckPool': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckPool,
+                    request_deserializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -188,6 +211,33 @@ class PoolService:
             '/volcore.v1.PoolService/ScrubPool',
             volcore_dot_v1_dot_pool__service__pb2.ScrubPoolRequest.SerializeToString,
             volcore_dot_v1_dot_pool__service__pb2.ScrubPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/volcore.v1.PoolService/CheckPool',
+            volcore_dot_v1_dot_pool__service__pb2.CheckPoolRequest.SerializeToString,
+            volcore_dot_v1_dot_pool__service__pb2.CheckPoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

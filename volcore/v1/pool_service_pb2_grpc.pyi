@@ -52,6 +52,15 @@ class PoolServiceStub:
     Errors: NOT_FOUND no such pool; OUT_OF_RANGE negative rate; UNIMPLEMENTED the pool has no checksums of volcore's
     (Ceph scrubs by itself); ABORTED one that does not heal is running, and this one shall.
     """
+    CheckPool: _grpc.UnaryStreamMultiCallable[_pool_service_pb2.CheckPoolRequest, _pool_service_pb2.CheckPoolResponse]
+    """Compares the records of a pool with its storage: images, snapshots, trash, links between parents and clones,
+    attachments, unfinished changes. Streams every contradiction, and mends what is safe if asked to. The pool stays in
+    use; what a change under way explains is not reported. The last message, and no other, has `end`; a stream without
+    it has not seen everything. Repeating is safe.
+
+    Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached, or the server stops;
+    RESOURCE_EXHAUSTED too many streams; DATA_LOSS a record cannot be read.
+    """
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -76,6 +85,15 @@ class PoolServiceAsyncStub(PoolServiceStub):
 
     Errors: NOT_FOUND no such pool; OUT_OF_RANGE negative rate; UNIMPLEMENTED the pool has no checksums of volcore's
     (Ceph scrubs by itself); ABORTED one that does not heal is running, and this one shall.
+    """
+    CheckPool: _aio.UnaryStreamMultiCallable[_pool_service_pb2.CheckPoolRequest, _pool_service_pb2.CheckPoolResponse]  # type: ignore[assignment]
+    """Compares the records of a pool with its storage: images, snapshots, trash, links between parents and clones,
+    attachments, unfinished changes. Streams every contradiction, and mends what is safe if asked to. The pool stays in
+    use; what a change under way explains is not reported. The last message, and no other, has `end`; a stream without
+    it has not seen everything. Repeating is safe.
+
+    Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached, or the server stops;
+    RESOURCE_EXHAUSTED too many streams; DATA_LOSS a record cannot be read.
     """
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -116,6 +134,21 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND no such pool; OUT_OF_RANGE negative rate; UNIMPLEMENTED the pool has no checksums of volcore's
         (Ceph scrubs by itself); ABORTED one that does not heal is running, and this one shall.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckPool(
+        self,
+        request: _pool_service_pb2.CheckPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_pool_service_pb2.CheckPoolResponse], _abc.AsyncIterator[_pool_service_pb2.CheckPoolResponse]]:
+        """Compares the records of a pool with its storage: images, snapshots, trash, links between parents and clones,
+        attachments, unfinished changes. Streams every contradiction, and mends what is safe if asked to. The pool stays in
+        use; what a change under way explains is not reported. The last message, and no other, has `end`; a stream without
+        it has not seen everything. Repeating is safe.
+
+        Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached, or the server stops;
+        RESOURCE_EXHAUSTED too many streams; DATA_LOSS a record cannot be read.
         """
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import clones, foreign, parents, snapshots
+from volcore.backends.rbd import audit, audit_mending, clones, foreign, parents, snapshots
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
@@ -60,6 +60,7 @@ from volcore.limits import (
     SNAPSHOTS_PER_VOLUME_MAX,
 )
 from volcore.model.extent import Extent
+from volcore.model.faults import Fault
 
 _CANCEL: Final = -125
 """-ECANCELED, which librbd passes on from a progress callback."""
@@ -408,6 +409,18 @@ class RbdBackend(VolumeBackend):
     def release(self, volume_id: str, target_name: str, snapshots: Mapping[str, str]) -> None:
         """See `SupportsAdopt.release`."""
         foreign.release(self._changing(), volume_id, target_name, snapshots)
+
+    def audit(self, suspects: Sequence[Fault] | None, *, objects: bool) -> Iterator[Fault]:
+        """See `SupportsAudit.audit`. Complexity: a few rounds for each 64 images."""
+        return audit.look(self._changing(), suspects, objects=objects)
+
+    def is_shown(self, snapshot_id: str) -> bool:
+        """See `SupportsAudit.is_shown`."""
+        return not foreign.is_hidden(snapshot_id)
+
+    def mend(self, fault: Fault) -> bool:
+        """See `SupportsAudit.mend`."""
+        return audit_mending.mend(self._changing(), fault)
 
     @property
     def cluster_id(self) -> str:

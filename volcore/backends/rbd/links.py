@@ -90,7 +90,7 @@ class Links:
             parent = self._headers.parent(image_id)
         except NotFoundError:
             return None
-        if parent is None or self._knows(parent, image_id):
+        if parent is None or self.knows(parent, image_id):
             return None
         with translated(f"end the link of rbd image {image_id} to {parent.image_id}"):
             self._ioctx.execute(f"rbd_header.{image_id}", "rbd", "parent_detach", b"")
@@ -108,11 +108,18 @@ class Links:
                 if image_id is not None:
                     yield image_id
 
-    def _knows(self, parent: Parent, image_id: str) -> bool:
+    def knows(self, parent: Parent, image_id: str) -> bool:
         """Return whether a parent that exists knows the image as a clone of its snapshot.
 
         One in a pool that cannot be read is taken to know it: nothing is cut on a guess.
         """
+        known = self.children(parent)
+        if known is None or image_id in known:
+            return True
+        return self._headers.is_old_child(parent, image_id)
+
+    def children(self, parent: Parent) -> set[str] | None:
+        """Return the clones of format 2 that a snapshot knows; None if its pool cannot be read."""
         key = wire.children_key(parent.snap)
         try:
             with (
@@ -123,11 +130,10 @@ class Links:
             ):
                 found, _ = ioctx.get_omap_vals_by_keys(op, (key,))
                 ioctx.operate_read_op(op, f"rbd_header.{parent.image_id}")
-                if image_id in {child for _, row in found for child in wire.children(row)}:
-                    return True
+                return {child for _, row in found for child in wire.children(row)}
         except (NotFoundError, PermissionDeniedError):
-            return True
-        return self._headers.is_old_child(parent, image_id)
+            return None
+        return set()
 
     def _drop_needless(self, parent: Parent) -> None:
         with suppress(VolcoreError), self._pool_of(parent) as ioctx:

@@ -178,6 +178,17 @@ class Reaper:
         ):
             image.remove_snap(name)
 
+    def is_needed(self, image_id: str) -> bool:
+        """Return whether a deleted image has a snapshot with clones."""
+        with suppress(NotFoundError):
+            return any(self._has_clones(image_id, snap) for snap in self._headers.snaps(image_id))
+        return False
+
+    def is_busy(self, image_id: str) -> bool:
+        """Return whether a thread is freeing the image, or is about to."""
+        with self._lock:
+            return image_id in self._busy
+
     def _parent(self, image_id: str) -> Parent | None:
         """Return the parent; None also when the header is gone already."""
         with suppress(NotFoundError):
@@ -235,7 +246,7 @@ class Reaper:
             with self._open(image_id) as image:
                 self.delete_live(image, [snap.name for snap in snaps if snap.user])
         left = self._headers.snaps(image_id)
-        if any(self._is_needed(image_id, snap) for snap in left):
+        if any(self._has_clones(image_id, snap) for snap in left):
             return False
         if left:
             with self._open(image_id) as image:
@@ -244,7 +255,7 @@ class Reaper:
                         image.remove_snap_by_id(snap)
         return True
 
-    def _is_needed(self, image_id: str, snap: int) -> bool:
+    def _has_clones(self, image_id: str, snap: int) -> bool:
         """Return whether a snapshot that could not be deleted has clones."""
         with suppress(NotFoundError):
             is_live = self._headers.snapshot(image_id, snap).user  # kept for clones of format 1

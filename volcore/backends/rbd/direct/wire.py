@@ -60,14 +60,18 @@ def child_spec(pool_id: int, image_id: str) -> bytes:
 
 
 def children(row: bytes) -> list[str]:
-    """Return the image ids in a row `snap_children_...`, those of this pool's format only."""
+    """Return the image ids in a row `snap_children_...`, of whatever pool."""
+    return [image_id for _, image_id in children_by_pool(row)]
+
+
+def children_by_pool(row: bytes) -> list[tuple[int, str]]:
+    """Return pool id and image id of each clone in a row `snap_children_...`."""
     found = []
     (count,) = struct.unpack_from("<I", row)
     at = 4
     for _ in range(count):
-        (length,) = struct.unpack_from("<I", row, at + 2)
-        (id_bytes,) = struct.unpack_from("<I", row, at + 14)
-        found.append(row[at + 18 : at + 18 + id_bytes].decode())
+        (length, pool_id, id_bytes) = struct.unpack_from("<IqI", row, at + 2)
+        found.append((pool_id, row[at + 18 : at + 18 + id_bytes].decode()))
         at += 6 + length
     return found
 

@@ -1,0 +1,45 @@
+"""What the sync and the async client share for the audit of a pool."""
+
+from dataclasses import dataclass, field
+
+from volcore.errors import Reason, UnavailableError
+from volcore.v1.pool_fault_pb2 import PoolFault
+from volcore.v1.pool_service_pb2 import CheckPoolEnd, CheckPoolRequest, CheckPoolResponse
+
+
+def check_request(name: str, repair: bool, objects: bool) -> CheckPoolRequest:
+    """Return the request."""
+    return CheckPoolRequest(name=name, repair=repair, objects=objects)
+
+
+@dataclass
+class PoolCheck:
+    """What an audit has found."""
+
+    faults: list[PoolFault] = field(default_factory=list)
+    end: CheckPoolEnd = field(default_factory=CheckPoolEnd)
+    """How much was compared."""
+    _is_whole: bool = False
+
+    def begin(self) -> None:
+        """Forget what is found again by another try; what was repaired is not."""
+        self.faults = [fault for fault in self.faults if fault.repaired]
+
+    def take(self, response: CheckPoolResponse) -> None:
+        """Add one message."""
+        if response.HasField("end"):
+            self.end, self._is_whole = response.end, True
+        else:
+            self.faults.append(response.fault)
+
+    def finish(self) -> "PoolCheck":
+        """Return this, which must be whole.
+
+        Raises:
+            UnavailableError: SERVER_UNREACHABLE, the stream ended early.
+        """
+        if not self._is_whole:
+            raise UnavailableError(
+                "the check broke off; repeat it", reason=Reason.SERVER_UNREACHABLE, retryable=True
+            )
+        return self
