@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rbd_backend.pools import leftovers, raw_pool
@@ -10,7 +11,7 @@ from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.plan import new_image_id
 from volcore.backends.rbd.header import OWNER_KEY
 from volcore.engine.audit import Audit, Looked
-from volcore.engine.pool import drop, put
+from volcore.engine.pool import drop, put, volume_lock
 from volcore.engine.views import CreateVolume, ImportRequest, SourceRef
 from volcore.limits import MIB
 from volcore.model.faults import FaultKind
@@ -43,6 +44,24 @@ LEFT = {
     FaultKind.TRASH_WITHOUT_ROW,
 }
 """What a repair never touches."""
+PLANTED = ("child", "trashed", "renamed", "nameless", "rowless", "known", "unfreed", "orphan")
+BOOKKEEPING = {
+    FaultKind.CHILD_WITHOUT_LINK,
+    FaultKind.HALF_MADE,
+    FaultKind.IMAGE_IN_TRASH,
+    FaultKind.IMAGE_RENAMED,
+    FaultKind.IMAGE_WITHOUT_NAME,
+    FaultKind.IMAGE_WITHOUT_ROW,
+    FaultKind.LINK_WITHOUT_CHILD,
+    FaultKind.NAME_WITHOUT_IMAGE,
+    FaultKind.ORPHAN_DATA,
+    FaultKind.ORPHAN_HEADER,
+    FaultKind.ORPHAN_OBJECT_MAP,
+    FaultKind.ROW_WITHOUT_IMAGE,
+    FaultKind.TRASH_WITHOUT_ROW,
+    FaultKind.UNFREED_IMAGE,
+}
+"""What `plant` plants."""
 
 
 def check(bench, **options):
@@ -69,6 +88,19 @@ def make(bench, name, source=None, kind=SourceKind.SNAPSHOT, data=b""):
 
 def commit(bench, *changes):
     bench.pool.catalog.commit(changes)
+
+
+def intent_of(volume, action, owner="dead", **fields):
+    return Intent(
+        id=volume.id,
+        action=action,
+        subject_key=volume.key,
+        subject_id=volume.id,
+        backend_volume_id=volume.backend_id,
+        owner=owner,
+        create_time_ns=1,
+        **fields,
+    )
 
 
 def content(bench, backend_id):
@@ -101,16 +133,7 @@ def test_records(bench):
     attachment = Attachment(
         volume="gone", host="h", volume_id="0" * 32, access_mode="READ_WRITE", create_time_ns=1
     )
-    intent = Intent(
-        id=volume.id,
-        action=IntentAction.RESIZE_VOLUME,
-        subject_key="v",
-        subject_id=volume.id,
-        backend_volume_id=volume.backend_id,
-        size_bytes=2 * SIZE,
-        owner="dead",
-        create_time_ns=1,
-    )
+    intent = intent_of(volume, IntentAction.RESIZE_VOLUME, size_bytes=2 * SIZE)
     lost = replace(volume, name="lost", id="1" * 32, backend_id="lost.111111111111")
     stuck = replace(lost, name="stuck", id="2" * 32, backend_id="s.2", state=State.CREATING)
     orphan = replace(snapshot, volume="gone", volume_id="0" * 32, backend_volume_id="gone.0")
@@ -183,83 +206,106 @@ def test_storage_without_records(bench):
 @only_rbd
 def test_bookkeeping(bench, ceph_cluster, ceph_pool):
     """Goal: what the pool says about itself is compared. Method: plant each by librados and rbd."""
-    import rbd
-
     session = bench.pool.backend._session()
     make(bench, "parent", data=DATA)
     bench.engine.snapshots.create("p", "parent", "s")
-    names = ("child", "trashed", "renamed", "nameless", "rowless", "known", "unfreed", "orphan")
-    made = {name: make(bench, name, "parent/s", data=DATA) for name in names}
+    made = {name: make(bench, name, "parent/s", data=DATA) for name in PLANTED}
     ids = {name: session.headers.image_id(one.backend_id) for name, one in made.items()}
-    parent_id = session.headers.image_id(bench.pool.volume("parent").backend_id)
-    snap = session.headers.snaps(parent_id)[0]
-    derived = new_image_id("vanished.5")
     with raw_pool(ceph_cluster, ceph_pool) as ioctx:
-        directory = session.directory
+        plant(ioctx, bench, made, ids)
+    found, _ = check(bench, objects=True)
+    assert found.keys() == BOOKKEEPING
+    before = leftovers(ceph_cluster, ceph_pool)
+    assert found.items() <= check(bench, objects=True)[0].items()
+    assert leftovers(ceph_cluster, ceph_pool) == before, "a check changes nothing"
+    mended, _ = check(bench, objects=True, repair=True)
+    assert all(fault.mended == fault.mendable for fault in mended.values())
+    left, _ = check(bench, objects=True)
+    assert left.keys() == LEFT & found.keys() | {FaultKind.IMAGE_WITHOUT_ROW}
+    assert session.links.knows(session.headers.parent(ids["child"]), ids["child"])
+    for name in ("child", "trashed", "known"):
+        assert content(bench, made[name].backend_id) == DATA
+    bench.engine.adoption.adopt("p", "rowless", made["rowless"].backend_id)
+    assert content(bench, made["rowless"].backend_id) == DATA
+    gone = before - leftovers(ceph_cluster, ceph_pool)
+    maps = {"rbd_object_map.0badcafe", "rbd_object_map.0badcafe.0000000000000007"}
+    assert {name for name in gone if ids["unfreed"] not in name} == maps
 
-        def call(name, method, body):
-            ioctx.execute(name, "rbd", method, body)
 
-        link = wire.child_link(ioctx.get_pool_id(), ids["child"], snap)
-        call(f"rbd_header.{parent_id}", "child_detach", link)
-        ghost = wire.child_link(ioctx.get_pool_id(), "abcdef", snap)
-        call(f"rbd_header.{parent_id}", "child_attach", ghost)
-        rbd.RBD().trash_move(ioctx, made["trashed"].backend_id, 0)
-        rbd.RBD().rename(ioctx, made["renamed"].backend_id, "other")
-        entry = wire.directory_entry(made["nameless"].backend_id, ids["nameless"])
+def plant(ioctx, bench, made, ids):
+    """Do to clones of one snapshot, and beside them, what a crash or a hand may do to a pool."""
+    import rbd
+
+    session = bench.pool.backend._session()
+    directory, names = session.directory, {name: one.backend_id for name, one in made.items()}
+    parent = session.headers.parent(ids["child"])
+
+    def call(name, method, body):
+        ioctx.execute(name, "rbd", method, body)
+
+    def unlist(name):
+        entry = wire.directory_entry(names[name], ids[name])
         call("rbd_directory", "dir_remove_image", entry)
-        for name in ("rowless", "known"):
-            directory.let_go(directory.find(made[name].backend_id))
-        commit(bench, drop(bench.pool.volume("rowless")))
-        session.reaper.move_to_trash(made["unfreed"].backend_id, ids["unfreed"])
-        directory.retire(directory.find(made["unfreed"].backend_id), ids["unfreed"])
-        commit(bench, drop(bench.pool.volume("unfreed")))
-        directory.reserve("half.7", "")
-        directory.complete("ghost.8", "fedcba")
-        call("rbd_directory", "dir_add_image", wire.directory_entry("vanished.5", derived))
-        rbd.RBD().create(ioctx, "theirs", SIZE)
-        rbd.RBD().create(ioctx, "binned", SIZE)
-        with rbd.Image(ioctx, "binned") as image:
-            image.metadata_set(OWNER_KEY, "binned")
-        rbd.RBD().trash_move(ioctx, "binned", 0)
-        ioctx.write_full("rbd_data.0badcafe.0000000000000000", DATA)
-        ioctx.write_full("rbd_object_map.0badcafe", b"map")
-        ioctx.write_full("rbd_object_map.0badcafe.0000000000000007", b"map")
-        entry = wire.directory_entry(made["orphan"].backend_id, ids["orphan"])
-        call("rbd_directory", "dir_remove_image", entry)
-        directory.let_go(directory.find(made["orphan"].backend_id))
-        commit(bench, drop(bench.pool.volume("orphan")))
-        found, _ = check(bench, objects=True)
-        assert found.keys() == {
-            FaultKind.CHILD_WITHOUT_LINK,
-            FaultKind.HALF_MADE,
-            FaultKind.IMAGE_IN_TRASH,
-            FaultKind.IMAGE_RENAMED,
-            FaultKind.IMAGE_WITHOUT_NAME,
-            FaultKind.IMAGE_WITHOUT_ROW,
-            FaultKind.LINK_WITHOUT_CHILD,
-            FaultKind.NAME_WITHOUT_IMAGE,
-            FaultKind.ORPHAN_DATA,
-            FaultKind.ORPHAN_HEADER,
-            FaultKind.ORPHAN_OBJECT_MAP,
-            FaultKind.ROW_WITHOUT_IMAGE,
-            FaultKind.TRASH_WITHOUT_ROW,
-            FaultKind.UNFREED_IMAGE,
-        }
-        before = leftovers(ceph_cluster, ceph_pool)
-        assert found.items() <= check(bench, objects=True)[0].items()
-        assert leftovers(ceph_cluster, ceph_pool) == before, "a check changes nothing"
-        mended, _ = check(bench, objects=True, repair=True)
-        assert {k for k, f in mended.items() if f.mendable} == {
-            k for k, f in mended.items() if f.mended
-        }
-        left, _ = check(bench, objects=True)
-        assert left.keys() == LEFT & found.keys() | {FaultKind.IMAGE_WITHOUT_ROW}
-        assert session.links.knows(session.headers.parent(ids["child"]), ids["child"])
-        for name in ("child", "trashed", "known"):
-            assert content(bench, made[name].backend_id) == DATA
-        bench.engine.adoption.adopt("p", "rowless", made["rowless"].backend_id)
-        assert content(bench, made["rowless"].backend_id) == DATA
-        gone = before - leftovers(ceph_cluster, ceph_pool)
-        maps = {"rbd_object_map.0badcafe", "rbd_object_map.0badcafe.0000000000000007"}
-        assert {name for name in gone if ids["unfreed"] not in name} == maps
+
+    def forget(name, *, record):
+        directory.let_go(directory.find(names[name]))
+        if record:
+            commit(bench, drop(made[name]))
+
+    for child, method in ((ids["child"], "child_detach"), ("abcdef", "child_attach")):
+        link = wire.child_link(ioctx.get_pool_id(), child, parent.snap)
+        call(f"rbd_header.{parent.image_id}", method, link)
+    rbd.RBD().trash_move(ioctx, names["trashed"], 0)
+    rbd.RBD().rename(ioctx, names["renamed"], "other")
+    unlist("nameless")
+    forget("rowless", record=True)
+    forget("known", record=False)
+    session.reaper.move_to_trash(names["unfreed"], ids["unfreed"])
+    directory.retire(directory.find(names["unfreed"]), ids["unfreed"])
+    commit(bench, drop(made["unfreed"]))
+    unlist("orphan")
+    forget("orphan", record=True)
+    directory.reserve("half.7", "")
+    directory.complete("ghost.8", "fedcba")
+    vanished = wire.directory_entry("vanished.5", new_image_id("vanished.5"))
+    call("rbd_directory", "dir_add_image", vanished)
+    for name in ("theirs", "binned"):
+        rbd.RBD().create(ioctx, name, SIZE)
+    with rbd.Image(ioctx, "binned") as image:
+        image.metadata_set(OWNER_KEY, "binned")
+    rbd.RBD().trash_move(ioctx, "binned", 0)
+    for name in ("data.0badcafe.0000000000000000", "object_map.0badcafe"):
+        ioctx.write_full(f"rbd_{name}", DATA)
+    ioctx.write_full("rbd_object_map.0badcafe.0000000000000007", DATA)
+
+
+@only_rbd
+def test_a_change_under_way_is_no_fault(bench):
+    """Goal: no false alarm. Method: freeze a delete, a clone and an import in the middle."""
+    volume = make(bench, "v", data=DATA)
+    bench.engine.snapshots.create("p", "v", "s")
+    make(bench, "held")
+    held = bench.pool.volume("held")
+    backend = bench.pool.backend
+    with backend.open_device(held.backend_id, read_only=True):
+        commit(bench, drop(held), put(intent_of(held, IntentAction.DELETE_VOLUME, owner="test")))
+        with bench.pool.locks.hold([volume_lock("held")]):
+            assert check(bench, objects=True)[0] == {}
+        backend._session().reaper.move_to_trash(
+            held.backend_id, backend._session().headers.image_id(held.backend_id)
+        )
+        found, _ = check(bench)
+        assert found.keys() == {FaultKind.INTENT_WITHOUT_OWNER}
+    with backend._session().claiming(["made.1"]):
+        backend._session().directory.reserve("made.1", volume.backend_id)
+        assert FaultKind.HALF_MADE not in check(bench)[0]
+    assert FaultKind.HALF_MADE in check(bench)[0]
+
+
+def test_every_kind_is_planted_and_described():
+    """Goal: no kind without a test and a line in the docs. Method: compare the lists."""
+    here = Path(__file__).read_text()
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for kind in FaultKind:
+        assert f"FaultKind.{kind}," in here or f"FaultKind.{kind}:" in here
+        assert f"| `{kind}` |" in page

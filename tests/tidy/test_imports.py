@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "backends": set(),
     "backends.contract": VALUES,
     "backends.adopting": VALUES,
+    "backends.auditing": VALUES,
     "backends.verifying": VALUES,
     "backends.refusals": VALUES | {"backends.contract"},
     "backends.memory": VALUES | {"kernels", "backends.contract", "backends.refusals"},
@@ -31,7 +32,10 @@ ARROWS: dict[str, set[str]] = {
         "seal",
     },
     "backends.rbd": VALUES
-    | {"kernels", "backends.adopting", "backends.contract", "backends.refusals"},
+    | {
+        "kernels", "backends.adopting", "backends.auditing", "backends.contract",
+        "backends.refusals",
+    },
     "catalog": set(),
     "catalog.contract": VALUES,
     "catalog.sqlite": VALUES | {"catalog.contract", "database"},
@@ -40,8 +44,8 @@ ARROWS: dict[str, set[str]] = {
     "images": VALUES | {"kernels", "backends.contract", "nbd"},
     "engine": VALUES
     | {
-        "kernels", "backends.adopting", "backends.contract", "backends.verifying",
-        "catalog.contract", "images",
+        "kernels", "backends.adopting", "backends.auditing", "backends.contract",
+        "backends.verifying", "catalog.contract", "images",
     },
     "wire": VALUES | {"v1"},
     "client": VALUES | {"v1", "wire"},

@@ -157,6 +157,16 @@ class HostsSanity:
         with pytest.raises(NotFoundError if able else NotSupportedError):
             client.verify_volume(stage.volume("unknown"))
 
+    def test_check_pool(self, stage: Stage) -> None:
+        """Goal: a pool in use has no faults, however often it is asked."""
+        client = stage.client
+        for repair in (False, True):
+            found = client.check_pool(stage.pool, repair=repair, objects=True)
+            assert found.faults == []
+            assert found.end.record_count > 0
+        with pytest.raises(NotFoundError):
+            client.check_pool("pools/unknown")
+
     def test_hand_over(self, stage: Stage) -> None:
         """Goal: one host may write, whatever is repeated. Method: hand over and back, then end."""
         client, volume = stage.client, stage.volume()

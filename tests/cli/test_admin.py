@@ -1,0 +1,44 @@
+"""`volcore admin`: what a check prints and returns, of a sound pool and of one with a fault."""
+
+import json
+
+import pytest
+from rbd_backend.pools import options, raw_pool
+
+from .server import running_server
+
+
+def test_sound(server):
+    """Goal: silence and 0. Method: both forms."""
+    done = server.volcore("admin", "check")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.endswith("compared: no faults\n")
+    document = json.loads(server.volcore("admin", "check", "--objects", "-o", "json").stdout)
+    assert document["items"] == []
+
+
+@pytest.mark.ceph
+def test_a_fault(ceph_cluster, ceph_pool):
+    """Goal: it is told, and mended on request. Method: move an image to rbd's trash around it."""
+    import rbd
+
+    chosen = options(ceph_cluster)
+    lines = {"pool": ceph_pool, "ceph_conf": chosen.conf_path, "user": chosen.user}
+    pool = "".join(f'{key} = "{value}"\n' for key, value in {"backend": "rbd", **lines}.items())
+    with running_server(pool) as site:
+        site.volcore("volume", "create", "v", "--size", "8MiB")
+        (volume,) = json.loads(site.volcore("volume", "list", "-o", "json").stdout)["items"]
+        with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+            rbd.RBD().trash_move(ioctx, volume["backend_name"], 0)
+        done = site.volcore("admin", "check")
+        assert done.returncode == 1
+        first, meaning, repair = done.stdout.splitlines()
+        assert first.startswith("IMAGE_IN_TRASH  pools/p/volumes/v, rbd image v.")
+        assert "rbd's trash" in meaning
+        assert repair.startswith("  Repair: ")
+        assert "1 fault, 0 repaired; --repair mends what can be" in done.stderr
+        done = site.volcore("admin", "check", "--repair", "-o", "json")
+        assert done.returncode == 0
+        (fault,) = json.loads(done.stdout)["items"]
+        assert (fault["kind"], fault["repaired"]) == ("IMAGE_IN_TRASH", True)
+        assert site.volcore("admin", "check").returncode == 0
