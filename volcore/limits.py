@@ -120,6 +120,8 @@ SCRUB_RATE_BYTES_DEFAULT: Final = 32 * MIB
 # Audits.
 AUDIT_FAULTS_MAX: Final = 10_000
 """Suspicions that one audit of a pool takes up, some 500 bytes each."""
+EXPORT_BYTES_MAX: Final = 64 * MIB
+"""Of a catalog that is imported, in one commit: below an OSD's osd_max_write_size of 90 MiB."""
 
 # Embedded store.
 OVERWRITE_CHUNKS_MAX: Final = 65_536

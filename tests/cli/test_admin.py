@@ -42,3 +42,14 @@ def test_a_fault(ceph_cluster, ceph_pool):
         (fault,) = json.loads(done.stdout)["items"]
         assert (fault["kind"], fault["repaired"]) == ("IMAGE_IN_TRASH", True)
         assert site.volcore("admin", "check").returncode == 0
+        export = site.volcore("admin", "export").stdout
+        assert len(export.splitlines()) == 3
+        (site.server.directory / "export").write_text(export)
+        site.volcore("volume", "create", "w", "--size", "8MiB")
+        done = site.volcore("admin", "import", str(site.server.directory / "export"))
+        assert done.returncode == 7
+        assert "CATALOG_NOT_EMPTY" in done.stderr
+        assert site.volcore("volume", "delete", "w", "--yes").returncode == 0
+        done = site.volcore("admin", "import", str(site.server.directory / "export"))
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.startswith("1 records; now compare")

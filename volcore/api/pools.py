@@ -2,14 +2,19 @@
 
 # ruff: noqa: D102, N802 - names and contracts of the methods are those of the .proto
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from volcore import limits
+from volcore.api.interceptor import is_malformed, malformed
 from volcore.api.listing import read_page
 from volcore.api.services import Services
 from volcore.api.views import fault_message, operation_message, pool_message
 from volcore.engine.audit import Looked
+from volcore.engine.exports import check_size, frames
 from volcore.engine.views import PoolView
+from volcore.errors import InvalidArgumentError, Reason
 from volcore.v1 import pool_service_pb2 as pb
 from volcore.v1.pool_service_pb2_grpc import PoolServiceServicer
 from volcore.wire import names
@@ -22,6 +27,8 @@ class PoolServicer(PoolServiceServicer):
         self._pools = services.engine.pools
         self._checks = services.engine.checks
         self._audit = services.engine.audit
+        self._exports = services.engine.exports
+        self._importing = asyncio.Lock()
         self._run = services.calls.run
         self._stream = services.streams.run
 
@@ -71,3 +78,29 @@ class PoolServicer(PoolServiceServicer):
                 yield pb.CheckPoolResponse(end=end)
             else:
                 yield pb.CheckPoolResponse(fault=fault_message(one))
+
+    async def ExportCatalog(
+        self, request: pb.ExportCatalogRequest, context: Any
+    ) -> AsyncIterator[pb.ExportCatalogResponse]:
+        name = names.parse_pool(request.name, field="name")
+        pieces = frames(self._exports.lines(name.pool), limits.FRAME_BYTES_MAX)
+        while (data := await self._stream(next, pieces, None)) is not None:
+            yield pb.ExportCatalogResponse(data=data)
+
+    async def ImportCatalog(self, request_iterator: Any, context: Any) -> pb.ImportCatalogResponse:
+        pool, data = "", bytearray()
+        async with self._importing:  # one at a time: each is held in memory
+            async for request in request_iterator:
+                if is_malformed(request):
+                    raise malformed()
+                pool = pool or names.parse_pool(request.name, field="name").pool
+                data += request.data
+                check_size(len(data))
+            if not pool:
+                raise InvalidArgumentError(
+                    "no message came; send the name of the pool and the bytes of an export",
+                    reason=Reason.BAD_FIELD,
+                    field="name",
+                )
+            count = await self._stream(self._exports.put, pool, bytes(data))
+        return pb.ImportCatalogResponse(record_count=count)

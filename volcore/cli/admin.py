@@ -1,5 +1,6 @@
 """`volcore admin`: whether records and storage of a pool agree, and what to do when not."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -47,6 +48,34 @@ def check(
         say(_sentence(found, repair=repair))
         if found.end.truncated or not all(fault.repaired for fault in found.faults):
             raise typer.Exit(FAULTY)
+
+
+@app.command("export")
+def export(
+    context: typer.Context,
+    pool: Annotated[
+        str | None, typer.Argument(metavar="[POOL]", help="Default: the only one.")
+    ] = None,
+) -> None:
+    """Print the records of a pool as JSON lines, to keep them outside of it."""
+    with connect(context, pool) as session:
+        sys.stdout.write(session.client.export_catalog(session.pool).decode())
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    source: Annotated[
+        typer.FileBinaryRead, typer.Argument(metavar="FILE", help="An export; - reads stdin.")
+    ],
+    pool: Annotated[
+        str | None, typer.Argument(metavar="[POOL]", help="Default: the only one.")
+    ] = None,
+) -> None:
+    """Put the records of an export into the empty catalog of a pool whose own was lost."""
+    with connect(context, pool) as session:
+        count = session.client.import_catalog(session.pool, source.read())
+        say(f"{count} records; now compare them with the storage: volcore admin check")
 
 
 def _show(fault: "PoolFault", output: Format) -> None:

@@ -22,7 +22,7 @@ import grpc
 
 from volcore import limits
 from volcore.client import adoption, calls, checks, deletes
-from volcore.client.audit import PoolCheck, check_request
+from volcore.client.audit import PoolCheck, check_request, export_request, import_requests
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, async_channel, split_endpoints
 from volcore.client.diffs import diff_request, resume
@@ -39,7 +39,7 @@ from volcore.client.transfer import (
     with_handle,
 )
 from volcore.errors import InvalidArgumentError, Reason, UnavailableError
-from volcore.v1 import image_pb2, image_service_pb2
+from volcore.v1 import image_pb2, image_service_pb2, pool_service_pb2
 from volcore.v1.snapshot_pb2 import SnapshotExtent
 from volcore.wire import status
 
@@ -267,6 +267,32 @@ class AsyncClient:
             return found.finish()
 
         return await self._tried("PoolService", "CheckPool", once, timeout_s=self._stream_timeout_s)
+
+    async def export_catalog(self, name: str) -> bytes:
+        """Return the records of a pool as JSON lines, see docs/formats/export.md."""
+        request = build_checked(export_request, name)
+
+        async def once(method: Any, **options: Any) -> bytes:
+            return b"".join([response.data async for response in method(request, **options)])
+
+        return await self._tried(
+            "PoolService", "ExportCatalog", once, timeout_s=self._stream_timeout_s
+        )
+
+    async def import_catalog(self, name: str, data: bytes) -> int:
+        """Write the records of an export into the empty catalog of a pool; return how many."""
+
+        async def once(method: Any, **options: Any) -> int:
+            async def messages() -> AsyncIterator[pool_service_pb2.ImportCatalogRequest]:
+                for request in import_requests(name, data):
+                    yield request
+
+            response = await method(messages(), **options)
+            return int(response.record_count)
+
+        return await self._tried(
+            "PoolService", "ImportCatalog", once, timeout_s=self._stream_timeout_s
+        )
 
     def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:
         """Return this client with another deadline or a fixed request id, see `Client`."""

@@ -1,15 +1,35 @@
-"""What the sync and the async client share for the audit of a pool."""
+"""What the sync and the async client share for the audit and the catalog of a pool."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from volcore import limits
 from volcore.errors import Reason, UnavailableError
 from volcore.v1.pool_fault_pb2 import PoolFault
-from volcore.v1.pool_service_pb2 import CheckPoolEnd, CheckPoolRequest, CheckPoolResponse
+from volcore.v1.pool_service_pb2 import (
+    CheckPoolEnd,
+    CheckPoolRequest,
+    CheckPoolResponse,
+    ExportCatalogRequest,
+    ImportCatalogRequest,
+)
 
 
 def check_request(name: str, repair: bool, objects: bool) -> CheckPoolRequest:
     """Return the request."""
     return CheckPoolRequest(name=name, repair=repair, objects=objects)
+
+
+def export_request(name: str) -> ExportCatalogRequest:
+    """Return the request."""
+    return ExportCatalogRequest(name=name)
+
+
+def import_requests(name: str, data: bytes) -> Iterator[ImportCatalogRequest]:
+    """Yield the requests, the name in the first."""
+    for start in range(0, len(data) or 1, limits.FRAME_BYTES_MAX):
+        piece = data[start : start + limits.FRAME_BYTES_MAX]
+        yield ImportCatalogRequest(name="" if start else name, data=piece)
 
 
 @dataclass

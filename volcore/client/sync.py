@@ -13,7 +13,7 @@ import grpc
 
 from volcore import limits
 from volcore.client import adoption, calls, checks, deletes
-from volcore.client.audit import PoolCheck, check_request
+from volcore.client.audit import PoolCheck, check_request, export_request, import_requests
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
 from volcore.client.diffs import diff_request, resume
@@ -276,6 +276,23 @@ class Client:
             return found.finish()
 
         return self._tried("PoolService", "CheckPool", once, timeout_s=self._stream_timeout_s)
+
+    def export_catalog(self, name: str) -> bytes:
+        """Return the records of a pool as JSON lines, see docs/formats/export.md."""
+        request = build_checked(export_request, name)
+
+        def once(method: Any, **options: Any) -> bytes:
+            return b"".join(response.data for response in method(request, **options))
+
+        return self._tried("PoolService", "ExportCatalog", once, timeout_s=self._stream_timeout_s)
+
+    def import_catalog(self, name: str, data: bytes) -> int:
+        """Write the records of an export into the empty catalog of a pool; return how many."""
+
+        def once(method: Any, **options: Any) -> int:
+            return int(method(import_requests(name, data), **options).record_count)
+
+        return self._tried("PoolService", "ImportCatalog", once, timeout_s=self._stream_timeout_s)
 
     def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:
         """Return this client with another deadline, for streams too, or a fixed request id.

@@ -13,6 +13,7 @@ from volcore.engine.changes import settle
 from volcore.engine.checks import Checks
 from volcore.engine.deletions import DELETE, Deletions
 from volcore.engine.diffs import Diffs
+from volcore.engine.exports import Exports
 from volcore.engine.figures import CountedCatalog
 from volcore.engine.group_snapshots import GroupSnapshots
 from volcore.engine.images import Images, ImageSettings
@@ -59,6 +60,7 @@ class Engine:
         self.attachments = Attachments(self.pools)
         self.checks = Checks(self.pools, self.operations, settings.images.directories)
         self.audit = Audit(self.pools)
+        self.exports = Exports(self.pools)
         self.schedule = Schedule(self.pools, self.operations, self.checks, settings.scrub)
         self.warm = Keeper(self.pools)
 

@@ -15,6 +15,7 @@ from volcore import limits
 from volcore.client import Client
 from volcore.errors import (
     ConflictError,
+    InvalidArgumentError,
     NotFoundError,
     NotSupportedError,
     OutOfRangeError,
@@ -166,6 +167,20 @@ class HostsSanity:
             assert found.end.record_count > 0
         with pytest.raises(NotFoundError):
             client.check_pool("pools/unknown")
+
+    def test_export_catalog(self, stage: Stage) -> None:
+        """Goal: an export is whole, and is not put into a pool that is in use."""
+        client = stage.client
+        data = client.export_catalog(stage.pool)
+        assert data.startswith(b'{"format":"volcore.catalog"')
+        assert stage.volume().rpartition("/")[2].encode() in data
+        client.create_volume(stage.volume("later"), size_bytes=SIZE)
+        with pytest.raises((PreconditionError, NotSupportedError)):
+            client.import_catalog(stage.pool, data)
+        with pytest.raises((InvalidArgumentError, NotSupportedError)):
+            client.import_catalog(stage.pool, b"")
+        with pytest.raises(NotFoundError):
+            client.export_catalog("pools/unknown")
 
     def test_hand_over(self, stage: Stage) -> None:
         """Goal: one host may write, whatever is repeated. Method: hand over and back, then end."""

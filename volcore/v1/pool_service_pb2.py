@@ -27,7 +27,7 @@ from volcore.v1 import pool_pb2 as volcore_dot_v1_dot_pool__pb2
 from volcore.v1 import pool_fault_pb2 as volcore_dot_v1_dot_pool__fault__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvolcore/v1/pool_service.proto\x12\nvolcore.v1\x1a\x1avolcore/v1/operation.proto\x1a\x15volcore/v1/pool.proto\x1a\x1bvolcore/v1/pool_fault.proto\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0fGetPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volcore.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.volcore.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x10ScrubPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\x12\x16\n\x0emax_rate_bytes\x18\x03 \x01(\x03\"=\n\x11ScrubPoolResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation\"A\n\x10\x43heckPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\x12\x0f\n\x07objects\x18\x03 \x01(\x08\"`\n\x11\x43heckPoolResponse\x12$\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x15.volcore.v1.PoolFault\x12%\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x18.volcore.v1.CheckPoolEnd\"M\n\x0c\x43heckPoolEnd\x12\x14\n\x0crecord_count\x18\x01 \x01(\x03\x12\x14\n\x0cstored_count\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x32\xb1\x02\n\x0bPoolService\x12\x42\n\x07GetPool\x12\x1a.volcore.v1.GetPoolRequest\x1a\x1b.volcore.v1.GetPoolResponse\x12H\n\tListPools\x12\x1c.volcore.v1.ListPoolsRequest\x1a\x1d.volcore.v1.ListPoolsResponse\x12H\n\tScrubPool\x12\x1c.volcore.v1.ScrubPoolRequest\x1a\x1d.volcore.v1.ScrubPoolResponse\x12J\n\tCheckPool\x12\x1c.volcore.v1.CheckPoolRequest\x1a\x1d.volcore.v1.CheckPoolResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvolcore/v1/pool_service.proto\x12\nvolcore.v1\x1a\x1avolcore/v1/operation.proto\x1a\x15volcore/v1/pool.proto\x1a\x1bvolcore/v1/pool_fault.proto\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0fGetPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volcore.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.volcore.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x10ScrubPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04heal\x18\x02 \x01(\x08\x12\x16\n\x0emax_rate_bytes\x18\x03 \x01(\x03\"=\n\x11ScrubPoolResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volcore.v1.Operation\"A\n\x10\x43heckPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\x12\x0f\n\x07objects\x18\x03 \x01(\x08\"`\n\x11\x43heckPoolResponse\x12$\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x15.volcore.v1.PoolFault\x12%\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x18.volcore.v1.CheckPoolEnd\"M\n\x0c\x43heckPoolEnd\x12\x14\n\x0crecord_count\x18\x01 \x01(\x03\x12\x14\n\x0cstored_count\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"$\n\x14\x45xportCatalogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15\x45xportCatalogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"2\n\x14ImportCatalogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"-\n\x15ImportCatalogResponse\x12\x14\n\x0crecord_count\x18\x01 \x01(\x03\x32\xe1\x03\n\x0bPoolService\x12\x42\n\x07GetPool\x12\x1a.volcore.v1.GetPoolRequest\x1a\x1b.volcore.v1.GetPoolResponse\x12H\n\tListPools\x12\x1c.volcore.v1.ListPoolsRequest\x1a\x1d.volcore.v1.ListPoolsResponse\x12H\n\tScrubPool\x12\x1c.volcore.v1.ScrubPoolRequest\x1a\x1d.volcore.v1.ScrubPoolResponse\x12J\n\tCheckPool\x12\x1c.volcore.v1.CheckPoolRequest\x1a\x1d.volcore.v1.CheckPoolResponse0\x01\x12V\n\rExportCatalog\x12 .volcore.v1.ExportCatalogRequest\x1a!.volcore.v1.ExportCatalogResponse0\x01\x12V\n\rImportCatalog\x12 .volcore.v1.ImportCatalogRequest\x1a!.volcore.v1.ImportCatalogResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOOLRESPONSE']._serialized_end=644
   _globals['_CHECKPOOLEND']._serialized_start=646
   _globals['_CHECKPOOLEND']._serialized_end=723
-  _globals['_POOLSERVICE']._serialized_start=726
-  _globals['_POOLSERVICE']._serialized_end=1031
+  _globals['_EXPORTCATALOGREQUEST']._serialized_start=725
+  _globals['_EXPORTCATALOGREQUEST']._serialized_end=761
+  _globals['_EXPORTCATALOGRESPONSE']._serialized_start=763
+  _globals['_EXPORTCATALOGRESPONSE']._serialized_end=800
+  _globals['_IMPORTCATALOGREQUEST']._serialized_start=802
+  _globals['_IMPORTCATALOGREQUEST']._serialized_end=852
+  _globals['_IMPORTCATALOGRESPONSE']._serialized_start=854
+  _globals['_IMPORTCATALOGRESPONSE']._serialized_end=899
+  _globals['_POOLSERVICE']._serialized_start=902
+  _globals['_POOLSERVICE']._serialized_end=1383
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,16 @@ class PoolServiceStub:
                 request_serializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolResponse.FromString,
                 _registered_method=True)
+        self.ExportCatalog = channel.unary_stream(
+                '/volcore.v1.PoolService/ExportCatalog',
+                request_serializer=volcore_dot_v1_dot_pool__service__pb2.ExportCatalogRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_pool__service__pb2.ExportCatalogResponse.FromString,
+                _registered_method=True)
+        self.ImportCatalog = channel.stream_unary(
+                '/volcore.v1.PoolService/ImportCatalog',
+                request_serializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
@@ -105,6 +115,29 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportCatalog(self, request, context):
+        """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
+        of the others; without it the export is not complete.
+
+        Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCatalog(self, request_iterator, context):
+        """Writes the records of an export into an empty catalog, all or none; for a pool whose catalog was lost. The storage is
+        not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
+
+        Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
+        empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+        RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
+        cannot be reached: repeat the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +160,16 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.CheckPool,
                     request_deserializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_pool__service__pb2.CheckPoolResponse.SerializeToString,
+            ),
+            'ExportCatalog': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportCatalog,
+                    request_deserializer=volcore_dot_v1_dot_pool__service__pb2.ExportCatalogRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_pool__service__pb2.ExportCatalogResponse.SerializeToString,
+            ),
+            'ImportCatalog': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportCatalog,
+                    request_deserializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -238,6 +281,60 @@ class PoolService:
             '/volcore.v1.PoolService/CheckPool',
             volcore_dot_v1_dot_pool__service__pb2.CheckPoolRequest.SerializeToString,
             volcore_dot_v1_dot_pool__service__pb2.CheckPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCatalog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/volcore.v1.PoolService/ExportCatalog',
+            volcore_dot_v1_dot_pool__service__pb2.ExportCatalogRequest.SerializeToString,
+            volcore_dot_v1_dot_pool__service__pb2.ExportCatalogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCatalog(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/volcore.v1.PoolService/ImportCatalog',
+            volcore_dot_v1_dot_pool__service__pb2.ImportCatalogRequest.SerializeToString,
+            volcore_dot_v1_dot_pool__service__pb2.ImportCatalogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,21 @@ class PoolServiceStub:
     Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached, or the server stops;
     RESOURCE_EXHAUSTED too many streams; DATA_LOSS a record cannot be read.
     """
+    ExportCatalog: _grpc.UnaryStreamMultiCallable[_pool_service_pb2.ExportCatalogRequest, _pool_service_pb2.ExportCatalogResponse]
+    """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
+    of the others; without it the export is not complete.
+
+    Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+    """
+    ImportCatalog: _grpc.StreamUnaryMultiCallable[_pool_service_pb2.ImportCatalogRequest, _pool_service_pb2.ImportCatalogResponse]
+    """Writes the records of an export into an empty catalog, all or none; for a pool whose catalog was lost. The storage is
+    not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
+
+    Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
+    empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+    RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
+    cannot be reached: repeat the call.
+    """
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -94,6 +109,21 @@ class PoolServiceAsyncStub(PoolServiceStub):
 
     Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached, or the server stops;
     RESOURCE_EXHAUSTED too many streams; DATA_LOSS a record cannot be read.
+    """
+    ExportCatalog: _aio.UnaryStreamMultiCallable[_pool_service_pb2.ExportCatalogRequest, _pool_service_pb2.ExportCatalogResponse]  # type: ignore[assignment]
+    """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
+    of the others; without it the export is not complete.
+
+    Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+    """
+    ImportCatalog: _aio.StreamUnaryMultiCallable[_pool_service_pb2.ImportCatalogRequest, _pool_service_pb2.ImportCatalogResponse]  # type: ignore[assignment]
+    """Writes the records of an export into an empty catalog, all or none; for a pool whose catalog was lost. The storage is
+    not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
+
+    Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
+    empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+    RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
+    cannot be reached: repeat the call.
     """
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -149,6 +179,33 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached, or the server stops;
         RESOURCE_EXHAUSTED too many streams; DATA_LOSS a record cannot be read.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportCatalog(
+        self,
+        request: _pool_service_pb2.ExportCatalogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_pool_service_pb2.ExportCatalogResponse], _abc.AsyncIterator[_pool_service_pb2.ExportCatalogResponse]]:
+        """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
+        of the others; without it the export is not complete.
+
+        Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportCatalog(
+        self,
+        request_iterator: _MaybeAsyncIterator[_pool_service_pb2.ImportCatalogRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_service_pb2.ImportCatalogResponse, _abc.Awaitable[_pool_service_pb2.ImportCatalogResponse]]:
+        """Writes the records of an export into an empty catalog, all or none; for a pool whose catalog was lost. The storage is
+        not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
+
+        Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
+        empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+        RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
+        cannot be reached: repeat the call.
         """
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
