@@ -12,6 +12,7 @@ from volcore.backends.rbd.omap import OmapObject
 from volcore.backends.rbd.session import FEATURES
 from volcore.catalog.omap import OmapCatalog
 from volcore.catalog.sqlite import SqliteCatalog
+from volcore.engine.audit import Audit
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.pool import drop
 from volcore.engine.pool import put as record
@@ -26,6 +27,7 @@ from volcore.errors import (
     Reason,
 )
 from volcore.limits import MIB
+from volcore.model.faults import FaultKind
 from volcore.model.records import (
     AccessMode,
     Intent,
@@ -109,6 +111,9 @@ class Stock:
             engine = Engine(EngineSettings(server_id="test"))
             engine.add_pool("p", backend, OmapCatalog(omap), None)
             yield engine
+            assert engine.deletions.wait(60)
+            *faults, _ = Audit(engine.pools, (0.1, 0.2)).run("p", objects=True)
+            assert {one.kind for one in faults} <= {FaultKind.INTENT_WITHOUT_OWNER}  # planted
             engine.close(5)
 
 

@@ -14,6 +14,7 @@ from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.omap import OmapObject
 from volcore.catalog.omap import OmapCatalog
 from volcore.catalog.sqlite import SqliteCatalog
+from volcore.engine.audit import Audit
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume, ImportRequest, SourceRef
 from volcore.errors import (
@@ -69,6 +70,8 @@ class Ground:
             engine.add_pool("p", backend, OmapCatalog(omap), None)
             yield engine
             assert engine.deletions.wait(60)
+            *faults, _ = Audit(engine.pools, (0.1, 0.2)).run("p", objects=True)
+            assert faults == []
             engine.close(5)
 
     def data_objects(self):

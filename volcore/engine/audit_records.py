@@ -168,7 +168,7 @@ class Records:
             is_needed=clone.state is State.READY and clone.image_id in self._image_ids,
             is_warm=True,
         )
-        if clone.image_id not in self._image_ids:
+        if clone.image_id not in self._image_ids and not self._at.stock.holds(clone.id):
             self._found.append(
                 Fault(
                     kind=FaultKind.WARM_CLONE_WITHOUT_IMAGE,

@@ -181,6 +181,13 @@ class Stock:
             self._forget(image_id)
         self._on_work()
 
+    def holds(self, clone_id: str) -> bool:
+        """Return whether a clone is in stock, or set aside to be looked at or deleted."""
+        with self._lock:
+            lines = (line.ready for line in self._lines.values())
+            held = (self._unsure, self._doomed, *lines)
+            return any(clone.id == clone_id for clones in held for clone in clones)
+
     def adjust(self) -> None:
         """Let targets fall that were not needed."""
         now_s = self._clock()

@@ -1,6 +1,6 @@
 """Objects of images that are gone: data, headers and object maps that no image has any more.
 
-It takes the names of all objects of the pool, some 50,000 a second, so it is done on request only.
+It takes the names of all objects of the pool, so it is done on request only.
 """
 
 import logging
