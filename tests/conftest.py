@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "ceph_cluster" in getattr(item, "fixturenames", ()):
+        if {"ceph_cluster", "frail_cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.ceph)
 
 
@@ -49,6 +49,12 @@ def ceph_cluster(pytestconfig: pytest.Config) -> Iterator[CephAccess]:
     if conf := pytestconfig.getoption("--ceph-conf"):
         yield CephAccess(Path(conf))
         return
+    _need_ceph()
+    with CephCluster(store=pytestconfig.getoption("--ceph-store")) as cluster:
+        yield cluster
+
+
+def _need_ceph() -> None:
     if missing := missing_packages():
         text = (
             f"no Ceph for these tests: apt-get install --no-install-recommends {' '.join(missing)}"
@@ -56,7 +62,13 @@ def ceph_cluster(pytestconfig: pytest.Config) -> Iterator[CephAccess]:
         if os.environ.get("CI") or os.environ.get("VOLCORE_REQUIRE_CEPH"):
             pytest.fail(text)
         pytest.skip(text)
-    with CephCluster(store=pytestconfig.getoption("--ceph-store")) as cluster:
+
+
+@pytest.fixture
+def frail_cluster(tmp_path: Path) -> Iterator[CephCluster]:
+    """A Ceph cluster of this test, whose daemons it may stop (costs about 6 s)."""
+    _need_ceph()
+    with CephCluster(tmp_path / "ceph") as cluster:
         yield cluster
 
 

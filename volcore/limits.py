@@ -58,6 +58,16 @@ SHUTDOWN_GRACE_S_DEFAULT: Final = 30
 LOCK_WAIT_S_MAX: Final = 30
 """How long a call waits for another call on the same object before it answers ABORTED."""
 
+# Health.
+HEALTH_LOOK_PERIOD_S: Final = 2.0
+"""Pause between two looks at storage elsewhere: one small read and one question to the monitors."""
+HEALTH_SILENCE_S_MAX: Final = 6.0
+"""Storage whose last answer is older is out of reach; an OSD that restarts is silent for less."""
+HEALTH_MONITORS_SILENCE_S_MAX: Final = 30.0
+"""Most calls need no monitor, and electing one takes some 15 s when the leading one has died."""
+HEALTH_TELL_PERIOD_S: Final = 0.5
+"""How often what was seen is told on; a dictionary is compared."""
+
 # Depth and counts.
 LOCAL_DEPTH_MAX: Final = 4096
 RBD_DEPTH_MAX: Final = 14
@@ -134,6 +144,8 @@ assert NAME_BYTES_MAX <= 128
 assert WARM_CLONES_FIRST <= WARM_CLONES_MAX
 assert WARM_DEMAND_S < WARM_HOT_S < WARM_IDLE_S
 assert 0 < DELETE_RETRY_S_MIN <= DELETE_RETRY_S_MAX
+assert HEALTH_TELL_PERIOD_S <= HEALTH_LOOK_PERIOD_S < HEALTH_SILENCE_S_MAX
+assert HEALTH_SILENCE_S_MAX <= HEALTH_MONITORS_SILENCE_S_MAX
 assert PAGE_SIZE_DEFAULT <= PAGE_SIZE_MAX
 assert FRAME_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX
 assert IMAGE_VIRTUAL_SIZE_BYTES_MAX <= VOLUME_SIZE_BYTES_MAX

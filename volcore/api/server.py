@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from volcore import limits
@@ -22,6 +22,7 @@ from volcore.api.attachments import AttachmentServicer
 from volcore.api.calls import CallPool
 from volcore.api.group_snapshots import GroupSnapshotServicer
 from volcore.api.handover import HandedFiles
+from volcore.api.health import HealthReporter
 from volcore.api.images import ImageServicer
 from volcore.api.interceptor import CallInterceptor
 from volcore.api.operations import OperationServicer
@@ -87,7 +88,7 @@ class ApiServer:
         self._streams = CallPool("stream", threads=STREAM_THREADS, queued_max=STREAMS_QUEUED_MAX)
         self._interceptor = CallInterceptor()
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
-        self._health = health.aio.HealthServicer()
+        self._health = HealthReporter(SERVICES, engine.lookout.seen)
         self._sockets: dict[Path, int] = {}
         self._files = HandedFiles()
         services = Services(engine, self._calls, self._snapshots, self._streams, self._files)
@@ -106,7 +107,7 @@ class ApiServer:
         )
         pool_service_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(services), add)
         operation_service_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, add)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, add)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, add)
         reflected = reflection.aio.ReflectionServicer(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         )
@@ -167,18 +168,18 @@ class ApiServer:
 
     async def start(self) -> None:
         """Answer; calls are refused until `open`."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._health.start()
         await self._server.start()
         self._files.start()
 
     async def open(self) -> None:
-        """Let calls in, and say so in the health service."""
+        """Let calls in, and say in the health service whether they should come."""
         self._interceptor.open()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._health.open()
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give those that have begun `grace_s` to end, then cancel them."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.stop()
         await asyncio.sleep(_TELL_S)
         self._operations.stop()
         self._interceptor.close()
@@ -194,10 +195,6 @@ class ApiServer:
         pools = (self._streams, self._snapshots, self._calls)
         ended = [pool.close(timeout_s) for pool in pools]
         return all(ended)
-
-    async def _set_health(self, status: Any) -> None:
-        for service in ("", *SERVICES):
-            await self._health.set(service, status)
 
 
 class _Unregistered:

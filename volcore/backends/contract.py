@@ -355,6 +355,27 @@ class SupportsLookFor(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A way to ask one part of a storage for a sign of life."""
+
+    part: str
+    ask: Callable[[], None]
+    """Costs a round trip; blocks while there is no answer, minutes if need be, and raises
+    UnavailableError, or PreconditionError POOL_LOCKED: it answers, but serves this server no more.
+    Calls of one look do not overlap."""
+    silence_s_max: float
+    """For how long the part may be silent before it counts as out of reach."""
+
+
+@runtime_checkable
+class SupportsLook(Protocol):
+    """Storage elsewhere, which may be out of reach."""
+
+    def looks(self) -> Sequence[Look]:
+        """Return what to ask for signs of life; all parts are needed."""
+
+
 @runtime_checkable
 class SupportsFlatten(Protocol):
     """Copying what is shared, so that the volume stands alone."""

@@ -20,6 +20,7 @@ from volcore.engine.images import Images, ImageSettings
 from volcore.engine.operations import Operations
 from volcore.engine.pool import Exporter, Pool
 from volcore.engine.pools import Pools
+from volcore.engine.reach import Lookout
 from volcore.engine.schedule import Schedule, ScrubSettings
 from volcore.engine.snapshots import Snapshots
 from volcore.engine.stock import Stock
@@ -63,6 +64,7 @@ class Engine:
         self.exports = Exports(self.pools)
         self.schedule = Schedule(self.pools, self.operations, self.checks, settings.scrub)
         self.warm = Keeper(self.pools)
+        self.lookout = Lookout()
 
     def add_pool(
         self,
@@ -94,6 +96,7 @@ class Engine:
         republish(pool)
         self.pools.add(pool)
         self.operations.recover(pool)
+        self.lookout.add(pool)
 
     def start(self) -> None:
         """Begin what goes on by itself: scrubs, purges of the trash, the stock; once."""
@@ -108,6 +111,7 @@ class Engine:
         self.trash.close(timeout_s)
         self.deletions.close(timeout_s)
         self.operations.close(timeout_s)
+        self.lookout.close(timeout_s)
         for name in self.pools.names():
             self.pools.open(name).making.close()
 

@@ -18,6 +18,7 @@ from volcore.backends.adopting import ForeignImage, ForeignSource
 from volcore.backends.contract import (
     BackendCaps,
     BlockDevice,
+    Look,
     PoolStats,
     Progress,
     RbdConnection,
@@ -56,6 +57,8 @@ from volcore.errors import (
 from volcore.limits import (
     BLOCK_SIZE_BYTES,
     CHUNK_SIZE_BYTES,
+    HEALTH_MONITORS_SILENCE_S_MAX,
+    HEALTH_SILENCE_S_MAX,
     RBD_DEPTH_MAX,
     SNAPSHOTS_PER_VOLUME_MAX,
 )
@@ -389,6 +392,15 @@ class RbdBackend(VolumeBackend):
     def collect(self) -> int:
         """See `SupportsCollect.collect`; sees only what volcore itself deleted or half made."""
         return self._changing().collect()
+
+    def looks(self) -> Sequence[Look]:
+        """See `SupportsLook.looks`."""
+        session = self._session()
+        monitors = session.cluster.ask_monitors
+        return (
+            Look(part="OSDs", ask=session.look, silence_s_max=HEALTH_SILENCE_S_MAX),
+            Look(part="monitors", ask=monitors, silence_s_max=HEALTH_MONITORS_SILENCE_S_MAX),
+        )
 
     def foreign_names(self) -> Sequence[str]:
         """See `SupportsAdopt.foreign_names`."""

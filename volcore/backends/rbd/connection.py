@@ -217,6 +217,14 @@ class Cluster:
                 )
             time.sleep(FIGURES_PAUSE_S)
 
+    def ask_monitors(self) -> None:
+        """Return when a monitor with a quorum has answered; blocks until then.
+
+        Raises:
+            UnavailableError: none did within `op_timeout_s`.
+        """
+        self.mon_command("fsid")
+
     def fence(self, address: str) -> bool:
         """Cut a dead or superseded client off from all OSDs; return whether that worked.
 

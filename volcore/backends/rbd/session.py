@@ -1,6 +1,7 @@
 """Everything that belongs to one pool while it is open."""
 
 import contextlib
+import errno
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
@@ -12,10 +13,10 @@ from volcore.backends.rbd.description import Descriptions
 from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.direct import DirectPath
 from volcore.backends.rbd.directory import OBJECT_NAME, Directory, Entry
-from volcore.backends.rbd.errmap import translated
+from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
-from volcore.backends.rbd.lease import PoolLease
+from volcore.backends.rbd.lease import LOCK_OBJECT, PoolLease
 from volcore.backends.rbd.links import Links
 from volcore.backends.rbd.omap import OmapObject
 from volcore.backends.rbd.opening import open_image
@@ -28,6 +29,7 @@ from volcore.errors import (
     ConflictError,
     NotFoundError,
     PermissionDeniedError,
+    PreconditionError,
     Reason,
     UnavailableError,
     VolcoreError,
@@ -139,6 +141,28 @@ class Session:
                 retryable=True,
                 pool=self.pool,
             )
+
+    def look(self) -> None:
+        """Return when the OSDs have answered this server about the pool's lock.
+
+        Raises:
+            UnavailableError: they did not.
+            PreconditionError: POOL_LOCKED, this server was fenced off or has lost its lock.
+        """
+        lost = PreconditionError(
+            f"pool {self.pool} serves this server no more: it was fenced off or has lost its lock;"
+            " restart it",
+            reason=Reason.POOL_LOCKED,
+            pool=self.pool,
+        )
+        try:
+            self.ioctx.stat(LOCK_OBJECT)
+        except ceph_errors() as err:
+            if errno_of(err) == errno.ESHUTDOWN:
+                raise lost from err
+            raise error_of(err, f"reach pool {self.pool}") from err
+        if self.lease is not None and not self.lease.held:
+            raise lost
 
     def add_device(self, device: RbdDevice) -> None:
         """Remember an open device for `close`."""
