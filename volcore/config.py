@@ -117,6 +117,8 @@ class Config:
     source: Path | None
     notify_socket: str = ""
     """Where the service manager wants to hear that the server is ready (NOTIFY_SOCKET)."""
+    watchdog_s: float = 0
+    """After so long without a sign of life it ends the server; 0: never (WATCHDOG_USEC)."""
 
 
 @dataclass(slots=True)
@@ -200,7 +202,16 @@ def load_config(
         pools=pools,
         source=source,
         notify_socket=environ.get("NOTIFY_SOCKET", ""),
+        watchdog_s=_watchdog_s(environ),
     )
+
+
+def _watchdog_s(environ: Mapping[str, str]) -> float:
+    """Return how patient the service manager is with this process, see sd_watchdog_enabled(3)."""
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if microseconds.isdecimal() else 0
 
 
 def client_endpoint(environ: Mapping[str, str] | None = None) -> str:

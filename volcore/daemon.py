@@ -25,6 +25,7 @@ from volcore.config import Config, LocalPool, PoolConfig, RbdPool
 from volcore.config_reference import Listen
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.images import ImageSettings
+from volcore.engine.reach import summary
 from volcore.engine.schedule import ScrubSettings
 from volcore.engine.views import NbdConnection
 from volcore.errors import (
@@ -36,6 +37,7 @@ from volcore.errors import (
 from volcore.kernels.selftest import run_self_test
 from volcore.nbd import ExportTable, NbdServer, TcpAddress, TlsPolicy, UnixAddress, uri
 from volcore.observability.logs import set_up_logs
+from volcore.systemd import Supervisor
 
 WITHDRAW_S: Final = 10.0
 """How long detaching waits for requests of NBD clients."""
@@ -94,6 +96,15 @@ async def _run(config: Config) -> int:
     api = ApiServer(engine, call_threads=config.server.call_threads)
     storage = Storage(engine, config)
     clean = True
+    supervisor = Supervisor(config.notify_socket, config.watchdog_s)
+    ready = asyncio.Event()
+    telling = asyncio.create_task(
+        supervisor.keep_told(
+            status=lambda: summary(engine.lookout.seen()) if ready.is_set() else "opening pools",
+            ready=ready.is_set,
+            gets_on=api.gets_on,
+        )
+    )
     try:
         addresses = _listen(api, config)
         await api.start()
@@ -101,15 +112,18 @@ async def _run(config: Config) -> int:
         await api.open()
         engine.start()
         _log.info("ready", addresses=addresses, nbd=storage.nbd_addresses, pid=os.getpid())
-        _notify(config, "READY=1")
+        supervisor.tell("READY=1")
+        ready.set()
         await stop.wait()
         _log.info("stopping", grace_s=config.server.shutdown_grace_s)
-        _notify(config, "STOPPING=1")
+        telling.cancel()
+        supervisor.tell("STOPPING=1", "STATUS=finishing calls that have begun")
         await api.stop(config.server.shutdown_grace_s)
     except BaseException:
         await api.stop(0)
         raise
     finally:
+        telling.cancel()
         engine.close(LAST_WAIT_S)
         clean = await asyncio.to_thread(api.close, LAST_WAIT_S)
         clean = await asyncio.to_thread(storage.close) and clean
@@ -358,16 +372,3 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     return stop
-
-
-def _notify(config: Config, state: str) -> None:
-    """Tell the service manager, if there is one (sd_notify)."""
-    if not config.notify_socket:
-        return
-    target = config.notify_socket
-    address = "\0" + target[1:] if target.startswith("@") else target
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        try:
-            sender.sendto(state.encode(), address)
-        except OSError as err:
-            _log.warning("service manager not reached", error=str(err))

@@ -68,6 +68,13 @@ HEALTH_MONITORS_SILENCE_S_MAX: Final = 30.0
 HEALTH_TELL_PERIOD_S: Final = 0.5
 """How often what was seen is told on; a dictionary is compared."""
 
+# Watchdog.
+WATCHDOG_PERIOD_S_MAX: Final = 5.0
+"""Longest pause between signs of life to the service manager; three fit into its patience."""
+WORKERS_STUCK_S_MAX: Final = 300.0
+"""Threads that are all busy while no call ends for so long will not end one: a request to a dead
+cluster is given up after 120 s."""
+
 # Depth and counts.
 LOCAL_DEPTH_MAX: Final = 4096
 RBD_DEPTH_MAX: Final = 14

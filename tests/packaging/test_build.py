@@ -43,6 +43,11 @@ def test_wheel_has_what_it_needs(wheel):
     assert "volcore/py.typed" in names
     assert "volcore/v1/volume_pb2.py" in names
     assert not [n for n in names if n.startswith(("tests/", "_ext/", "benchmarks/"))]
+    share = {n.partition(".data/data/share/volcore/")[2] for n in names}
+    assert share - {""} == {
+        "ocf/volcore", "systemd/volcore.service", "sysusers.d/volcore.conf",
+        "tmpfiles.d/volcore.conf",
+    }  # fmt: skip
 
 
 @pytest.mark.timeout(600)

@@ -51,6 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "client": VALUES | {"v1", "wire"},
     "cinder": VALUES | {"client", "v1"},
     "observability": FOUNDATION,
+    "systemd": FOUNDATION,
     "config": VALUES | {"config_reference", "credentials"},
     "config_reference": FOUNDATION,
     "api": VALUES
@@ -68,7 +69,7 @@ ARROWS: dict[str, set[str]] = {
         "backends.rbd", "backends.refusals", "catalog", "catalog.contract", "catalog.omap",
         "catalog.sqlite", "config", "config_reference", "credentials", "database", "engine",
         "errors", "images", "kernels", "limits", "model", "nbd",
-        "observability", "v1", "wire", "",
+        "observability", "systemd", "v1", "wire", "",
     },
 }  # fmt: skip
 FREE = {"testing"}

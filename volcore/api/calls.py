@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
 import structlog
 
+from volcore import limits
 from volcore.errors import DeadlineError, ExhaustedError, Reason, UnavailableError, VolcoreError
 
 P = ParamSpec("P")
@@ -45,8 +47,10 @@ class CallPool:
 
     def __init__(self, name: str, *, threads: int, queued_max: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._threads = threads
         self._open_max = threads + queued_max
         self._open = 0
+        self._ended_s = time.monotonic()
         self._lock = threading.Lock()
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -79,6 +83,17 @@ class CallPool:
                 future.add_done_callback(partial(_report_orphan, request_id()))
             raise
 
+    async def gets_on(self) -> bool:
+        """Say whether calls are worked on: a thread is free and runs, or one has ended lately.
+
+        Threads that wait for storage are no deadlock before WORKERS_STUCK_S_MAX.
+        """
+        if self._open < self._threads:
+            with suppress(TimeoutError, VolcoreError):
+                await asyncio.wait_for(self.run(_nothing), limits.WATCHDOG_PERIOD_S_MAX)
+                return True
+        return time.monotonic() - self._ended_s < limits.WORKERS_STUCK_S_MAX
+
     def close(self, timeout_s: float) -> bool:
         """Start nothing more and wait for what has begun; say whether all of it has ended."""
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -90,6 +105,7 @@ class CallPool:
     def _ended(self, _future: Future[Any] | None) -> None:
         with self._lock:
             self._open -= 1
+            self._ended_s = time.monotonic()
 
 
 def shutting_down() -> UnavailableError:
@@ -99,6 +115,10 @@ def shutting_down() -> UnavailableError:
         reason=Reason.SHUTTING_DOWN,
         retryable=True,
     )
+
+
+def _nothing() -> None:
+    """Be a call that needs a thread and nothing else."""
 
 
 def _begin(caller: Caller, function: Callable[[], T]) -> T:

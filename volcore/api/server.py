@@ -190,6 +190,10 @@ class ApiServer:
             if path.is_socket() and path.stat().st_ino == inode:
                 path.unlink(missing_ok=True)
 
+    async def gets_on(self) -> bool:
+        """Say whether the threads for calls make progress; streams may take their time."""
+        return await self._calls.gets_on() and await self._snapshots.gets_on()
+
     def close(self, timeout_s: float) -> bool:
         """Wait for threads that are still at work; say whether all have ended. Blocks."""
         pools = (self._streams, self._snapshots, self._calls)

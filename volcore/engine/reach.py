@@ -45,6 +45,12 @@ def is_serving(seen: Mapping[str, Reach]) -> bool:
     return Reach.LOST not in seen.values() and Reach.HERE in seen.values()
 
 
+def summary(seen: Mapping[str, Reach]) -> str:
+    """Return one line for people."""
+    bad = [f"pool {name} is {reach}" for name, reach in seen.items() if reach is not Reach.HERE]
+    return ", ".join(bad) or f"serving, pools reached: {', '.join(seen)}"
+
+
 class Lookout:
     """Looks at the pools; any thread may ask what it has `seen`."""
 
