@@ -2,7 +2,7 @@
 # demo: BACKEND=local|rbd, IMAGE=path of a disk image. test: TESTS="words for pytest". bench, bench-local,
 # bench-openstack: BENCH="words". asan: ASAN="words for scripts/asan". soak: SOAK="words for scripts/soak".
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openstack lint types protos asan build bench bench-local bench-openstack soak docs clean
+.PHONY: help demo test test-openstack test-pacemaker lint types protos asan build bench bench-local bench-openstack soak docs clean
 MAKEFLAGS += --no-print-directory
 unexport PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE := 1
@@ -31,6 +31,10 @@ test: ## lint, types, proto lint and all tests, live Ceph included (TESTS="...")
 test-openstack: ## real Cinder services with the driver, live Ceph included (TESTS="...")
 	@scripts/setup openstack
 	@$(PYTHON) -m pytest tests/openstack $(TESTS)
+
+test-pacemaker: ## failover of a server and its address, real Pacemaker and Corosync, two minutes
+	@scripts/setup pacemaker
+	@$(PYTHON) -m pytest tests/pacemaker -s $(TESTS)
 
 lint: ## ruff, codespell and buf
 	@scripts/setup dev

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from volcore.testing.cluster import CephAccess, CephCluster, missing_packages
 
-collect_ignore = ["openstack"]  # make test-openstack names it
+collect_ignore = ["openstack", "pacemaker"]  # make test-openstack and test-pacemaker name them
 
 settings.register_profile(
     "volcore", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
