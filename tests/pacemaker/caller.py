@@ -1,4 +1,4 @@
-"""A client that makes volumes one after another and says of each call when it began and ended."""
+"""A client that calls again and again, and says of each call when it began and ended."""
 
 import itertools
 import json
@@ -14,14 +14,17 @@ PATIENT = RetryPolicy(tries_max=200, delay_s_max=0.5)
 """For a single address that moves: the call's own time is the bound."""
 
 
-def main(endpoint: str, authority: str) -> None:
-    """Call until stdin ends the process."""
+def main(endpoint: str, authority: str, action: str) -> None:
+    """Make volumes (`create`) or look at the pool (`look`) until killed."""
     tls = ClientTls(ca=Path(authority))
     with Client(endpoint, tls=tls, timeout_s=120, retry=PATIENT) as client:
         for number in itertools.count():
             begin_s = time.monotonic()
             try:
-                client.create_volume(f"pools/p/volumes/v{number}", size_bytes=MIB)
+                if action == "create":
+                    client.create_volume(f"pools/p/volumes/v{number}", size_bytes=MIB)
+                else:
+                    client.get_pool("pools/p")
                 reason = ""
             except VolcoreError as err:
                 reason = str(err.reason)

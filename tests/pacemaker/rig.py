@@ -18,7 +18,7 @@ COMMAND = Path(sys.executable).parent / "volcore"
 NODES = (1, 2, 3)
 ADDRESS = "10.77.0.100"
 CLIENT_ADDRESS = "10.77.0.200"
-UP_S = 90
+UP_S = 240
 
 _NODE = r"""
 set -e
