@@ -75,9 +75,9 @@ def cluster(resources, pool_lines):
             site.on(1, "crm_attribute", "-n", "stonith-enabled", "-v", "false")
             site.on(1, "crm_attribute", "-t", "rsc_defaults", "-n", "resource-stickiness", "-v", 9)
             text = resources.format(command=COMMAND, config=config, address=ADDRESS)
+            site.on(1, "cibadmin", "--replace", "--scope", "resources", "-X", text)
             if resources is ACTIVE:
                 site.on(1, "cibadmin", "--create", "--scope", "constraints", "-X", WITH_SERVER)
-            site.on(1, "cibadmin", "--replace", "--scope", "resources", "-X", text)
             site.wait_until(site.holder, "the address up", WITHIN_S)
             yield site
     finally:
