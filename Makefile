@@ -32,7 +32,7 @@ test-openstack: ## real Cinder services with the driver, live Ceph included (TES
 	@scripts/setup openstack
 	@$(PYTHON) -m pytest tests/openstack $(TESTS)
 
-test-pacemaker: ## failover of a server and its address, real Pacemaker and Corosync, two minutes
+test-pacemaker: ## failover of a server and its address, real Pacemaker and Corosync, five minutes
 	@scripts/setup pacemaker
 	@$(PYTHON) -m pytest tests/pacemaker -s $(TESTS)
 
