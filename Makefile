@@ -81,6 +81,6 @@ docs: ## regenerate the pages that come from code
 	@$(PYTHON) scripts/docs.py
 
 clean: ## delete what was built, the virtual environment and the caches
-	rm -rf build dist *.egg-info .cache .venv .venv-openstack .venv-glance .venv-nova .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info .cache .venv .venv-openstack .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find volcore tests benchmarks scripts \( -name __pycache__ -o -name '*.so' \) -exec rm -rf {} +
 	find _ext -name '*.c' ! -name '*_impl.c' -delete

@@ -44,13 +44,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ceph_cluster(pytestconfig: pytest.Config) -> Iterator[CephAccess]:
+def ceph_conf_lines() -> str:
+    """What ends the ceph.conf of the cluster that the run starts."""
+    return ""
+
+
+@pytest.fixture(scope="session")
+def ceph_cluster(pytestconfig: pytest.Config, ceph_conf_lines: str) -> Iterator[CephAccess]:
     """A Ceph cluster; `conf_path` names its configuration, user `admin` owns it."""
     if conf := pytestconfig.getoption("--ceph-conf"):
         yield CephAccess(Path(conf))
         return
     _need_ceph()
-    with CephCluster(store=pytestconfig.getoption("--ceph-store")) as cluster:
+    store = pytestconfig.getoption("--ceph-store")
+    with CephCluster(store=store, conf_lines=ceph_conf_lines) as cluster:
         yield cluster
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import nova_conf
 from .processes import Processes
+from .rig import VENV
 
 _ON_HOST = """\
 set -e
@@ -35,7 +36,7 @@ class ComputeHost(Processes):
     """One host, with what `nova_rig` has for all."""
 
     def __init__(self, home, name: str, nova_rig):
-        super().__init__(home, nova_rig.venv)
+        super().__init__(home, VENV)
         self.name, self._nova_rig = name, nova_rig
         self._uri = f"qemu+unix:///system?socket={home}/own/run/libvirt/libvirt-sock"
         for place in ("etc", "run", "var/lib", "var/log", "var/cache"):
@@ -48,7 +49,7 @@ class ComputeHost(Processes):
             "name": name,
             "uuid": uuid.uuid4(),
             "uri": self._uri,
-            "venv": nova_rig.venv,
+            "venv": VENV,
         }
         for file, text in nova_conf.HOST_FILES.items():
             (home / file).write_text(text.format(**values))

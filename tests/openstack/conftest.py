@@ -2,7 +2,9 @@
 
 import contextlib
 import re
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from volcore.testing.server import RunningServer
 
 from .cinder_api import CinderApi
 from .glance_api import GlanceApi
+from .nova_rig import NovaRig
 from .rest import ApiError
 from .rig import Rig
 
@@ -31,6 +34,7 @@ class Site:
         self.holds = {
             name: held_server.Hold(server.directory) for name, server in self.servers.items()
         }
+        self.expected: list[str] = []  # parts of errors in Cinder's logs that a test has caused
 
     def name(self, volume: dict) -> str:
         """The resource name of Cinder's volume."""
@@ -125,6 +129,12 @@ class Site:
 
 
 @pytest.fixture(scope="session")
+def ceph_conf_lines():
+    """Ceph's own default: no client is taken for dead when services start beside it."""
+    return "[osd.0]\nosd client watch timeout = 30\n"
+
+
+@pytest.fixture(scope="session")
 def site(ceph_cluster, tmp_path_factory):
     home = tmp_path_factory.mktemp("rig")
     conf_path = ceph_cluster.conf_path
@@ -162,6 +172,27 @@ def site(ceph_cluster, tmp_path_factory):
         yield Site(cinder, rig, rbd, local, conf_path, "volcore-test-cinder")
     for pool in POOLS:
         ceph_cluster.delete_pool(pool)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nova_begun(request, tmp_path_factory):
+    """Nova's rig, a future: its dozen services start beside the first tests, if a test wants it."""
+    if not any("nova" in item.fixturenames for item in request.session.items):
+        yield None
+        return
+    site, home = request.getfixturevalue("site"), tmp_path_factory.mktemp("nova") / "rig"
+    with contextlib.ExitStack() as started, ThreadPoolExecutor() as beside:
+        yield beside.submit(lambda: started.enter_context(NovaRig(home, site.rig, secrets(site))))
+
+
+def secrets(site):
+    """libvirt's secret that volcore names to Nova, by default the cluster's fsid, and its key."""
+
+    def ceph(*words):
+        words = ["ceph", "--conf", site.conf_path, *words]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+    return {ceph("fsid"): ceph("auth", "get-key", "client.admin")}
 
 
 def wait_up(cinder, rig, *, since=0):

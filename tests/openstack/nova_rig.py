@@ -20,7 +20,7 @@ from .keystone_api import PASSWORD, KeystoneApi
 from .nova_api import NovaApi
 from .processes import Processes, free_port
 from .rest import call
-from .rig import ROOT, VENV, Rig
+from .rig import VENV, Rig
 
 HOSTS = ("compute-1", "compute-2")
 # gunicorn's own arguments are no options of these services.
@@ -51,13 +51,12 @@ class NovaRig(Processes):
     """Nova for a running rig, started by `with`; `secrets` are libvirt's, uuid to key."""
 
     def __init__(self, home, rig: Rig, secrets: dict[str, str]):
-        self.venv = ROOT / ".venv-nova"
-        super().__init__(home, self.venv)
+        super().__init__(home, VENV)
         self.rig, self.secrets = rig, secrets
         self.placement, self.nova, self.cinder = (free_port() for _ in range(3))
         self.keystone = KeystoneApi(rig.keystone)
         self._network = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), _NoPorts)
-        shutil.copytree(self.venv / "etc" / "nova", home / "nova")
+        shutil.copytree(VENV / "etc" / "nova", home / "nova")
         for name in ("keystone/fernet", "placement", "cinder"):
             (home / name).mkdir(parents=True)
         for name in ("0", "1"):
@@ -97,8 +96,7 @@ class NovaRig(Processes):
     def __exit__(self, *_):
         for host in self.hosts.values():
             host.die()
-        for name in reversed(list(self.processes)):
-            self.stop(name, hard=True)  # Nova would take a minute
+        super().__exit__()
         self._network.shutdown()
         self._network.server_close()
 

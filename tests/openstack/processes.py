@@ -49,7 +49,7 @@ class Processes:
 
     def __exit__(self, *_):
         for name in reversed(list(self.processes)):
-            self.stop(name)
+            self.stop(name, hard=True)  # nobody needs what is left; Nova would take a minute
 
     def stop(self, name: str, *, hard: bool = False) -> None:
         """End one process with all that it started."""

@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .processes import Processes, free_port
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-openstack"
-GLANCE_VENV = ROOT / ".venv-glance"
 
 _CONF = """\
 [DEFAULT]
@@ -39,7 +39,9 @@ quota_snapshots = -1
 quota_gigabytes = -1
 cinder_internal_tenant_project_id = 0123456789abcdef0123456789abcdef
 cinder_internal_tenant_user_id = 0123456789abcdef0123456789abcdef
-backend_stats_polling_interval = 5
+backend_stats_polling_interval = 3
+periodic_interval = 1
+periodic_fuzzy_delay = 1
 [database]
 connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/cinder
 [oslo_concurrency]
@@ -110,7 +112,7 @@ class Rig(Processes):
         backends: dict[str, dict[str, str]],
         *,
         native: bool = False,
-        report_interval_s: int = 5,
+        report_interval_s: int = 2,
         glance_rbd: tuple[Path, str] | None = None,
     ):
         super().__init__(home, VENV)
@@ -141,12 +143,15 @@ class Rig(Processes):
 
     def __enter__(self):
         try:
-            self._start_rabbit()
-            self._start_maria()
-            self._run("cinder-manage", "--config-file", self.conf, "db", "sync")
-            self._start_glance()
-            for name in ("api", "scheduler", "volume"):
-                self.start(name)
+            with ThreadPoolExecutor() as pool:
+                rabbit = pool.submit(self._start_rabbit)
+                self._start_maria()
+                glance = pool.submit(self._start_glance)
+                self._run("cinder-manage", "--config-file", self.conf, "db", "sync")
+                rabbit.result()
+                for name in ("api", "scheduler", "volume"):
+                    self.start(name)
+                glance.result()
             self._wait_port("api", self.api)
             self._wait_port("glance", self.glance)
         except BaseException:
@@ -236,7 +241,7 @@ class Rig(Processes):
 
     def _start_glance(self):
         home = self.home / "glance"
-        shutil.copytree(GLANCE_VENV / "etc" / "glance", home / "etc")
+        shutil.copytree(VENV / "etc" / "glance", home / "etc")
         for name in ("images", "staging", "tasks"):
             (home / name).mkdir()
         conf = home / "etc" / "glance-api.conf"
@@ -246,13 +251,13 @@ class Rig(Processes):
             conf_path, pool = self.glance_rbd
             text += _GLANCE_RBD_STORE.format(conf_path=conf_path, pool=pool)
         conf.write_text(text)
-        python = GLANCE_VENV / "bin" / "python"
+        python = VENV / "bin" / "python"
         rules = subprocess.run([python, "-c", _ALLOW_ALL], check=True, capture_output=True).stdout
         (home / "policy.yaml").write_text(json.dumps(json.loads(rules)))
-        self._run(GLANCE_VENV / "bin" / "glance-manage", "--config-file", conf, "db_sync")
+        self._run(VENV / "bin" / "glance-manage", "--config-file", conf, "db_sync")
         self._spawn(
             "glance",
-            [GLANCE_VENV / "bin" / "gunicorn", "--bind", f"127.0.0.1:{self.glance}",
+            [VENV / "bin" / "gunicorn", "--bind", f"127.0.0.1:{self.glance}",
              "--workers", "1", "--threads", "8", "--timeout", "600", "glance.wsgi.api:application"],
             {"OS_GLANCE_CONFIG_DIR": str(home / "etc")},
         )  # fmt: skip

@@ -145,6 +145,7 @@ def test_refused_on_rbd(site, group_type):
     group = cinder.create("group", wait=False, group_type=group_type, volume_types=["ours-rbd"])
     wait_status(cinder, "group", group, "error")
     assert "use a group type without" in site.rig.log("volume")
+    site.expected.append(f"Group {group['id']}: create failed")
     cinder.delete("group", group["id"])
 
 

@@ -11,7 +11,7 @@ from volcore.v1 import attachment_pb2
 
 from .cinder_api import CinderApi
 from .conftest import errors
-from .nova_rig import HOSTS, NovaRig
+from .nova_rig import HOSTS
 from .rest import ApiError
 from .rig import ROOT
 
@@ -25,19 +25,12 @@ pytestmark = pytest.mark.timeout(900)  # a dozen services start for the first te
 
 
 @pytest.fixture(scope="module")
-def nova(site, tmp_path_factory):
-    """Nova with the secret that volcore names to it: by default the cluster's fsid."""
+def nova(nova_begun):
+    """Nova, as soon as it is up."""
     probe = subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"no host for Nova: {probe.stderr.strip()}")
-
-    def ceph(*words):
-        words = ["ceph", "--conf", site.conf_path, *words]
-        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
-
-    secrets = {ceph("fsid"): ceph("auth", "get-key", "client.admin")}
-    with NovaRig(tmp_path_factory.mktemp("nova") / "rig", site.rig, secrets) as rig:
-        yield rig
+    return nova_begun.result()
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,8 @@ class CephAccess:
 class CephCluster(CephAccess):
     """A Ceph cluster of its own in `directory`; a context manager.
 
-    Without a directory it makes a temporary one, which goes when the cluster stops.
+    Without a directory it makes a temporary one, which goes when the cluster stops. `conf_lines`
+    end its `ceph.conf`: sections of their own, as specific ones go before `[osd]`.
 
     `client.admin` may do everything. `client.volcore` is what a server should run as: `profile rbd`
     on the monitor and on the pools made by `create_pool`, nothing else. In a pool, that profile
@@ -199,15 +200,16 @@ class CephCluster(CephAccess):
         osd_count: int = 1,
         store: Literal["bluestore", "memstore"] = "bluestore",
         tied: bool = True,
+        conf_lines: str = "",
     ) -> None:
         self._temporary = directory is None
-        if directory is None:
-            directory = Path(tempfile.mkdtemp(prefix="volcore-ceph-"))
+        directory = directory or Path(tempfile.mkdtemp(prefix="volcore-ceph-"))
         self.directory = directory.absolute()
         super().__init__(self.directory / "ceph.conf")
         self.osd_count = osd_count
         self._store = store
         self._tied = tied
+        self._conf_lines = conf_lines
         self._reaper: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -287,12 +289,11 @@ class CephCluster(CephAccess):
         (self.directory / "keys").chmod(0o700)
         fsid, port = str(uuid.uuid4()), _free_port()
         text = _CONF.format(fsid=fsid, port=port, dir=self.directory, store=self._store)
-        self.conf_path.write_text(text)
-        everything = {"mon": "allow *", "osd": "allow *", "mgr": "allow *"}
+        self.conf_path.write_text(text + self._conf_lines)
         profile_osd = {"mon": "allow profile osd", "mgr": "allow profile osd", "osd": "allow *"}
         entities = {
             "mon.": {"mon": "allow *"},
-            "client.admin": everything,
+            "client.admin": {"mon": "allow *", "osd": "allow *", "mgr": "allow *"},
             "mgr.x": {"mon": "allow profile mgr", "osd": "allow *"},
             f"client.{CLIENT}": {"mon": "profile rbd"},
             **{f"osd.{index}": profile_osd for index in range(self.osd_count)},
@@ -305,8 +306,7 @@ class CephCluster(CephAccess):
                   f"[v2:127.0.0.1:{port}]", str(self.directory / "monmap"))  # fmt: skip
 
     def _write_key(self, entity: str, caps: dict[str, str]) -> None:
-        name = "mon.a" if entity == "mon." else entity
-        path = self.directory / "keys" / f"{name}.keyring"
+        path = self.directory / "keys" / f"{'mon.a' if entity == 'mon.' else entity}.keyring"
         flags = [word for room, right in caps.items() for word in ("--cap", room, right)]
         self._run("ceph-authtool", "--create-keyring", str(path), "--gen-key", "-n", entity, *flags)
 
