@@ -36,7 +36,8 @@ from volcore.errors import (
 from volcore.v1 import attachment_pb2, pool_pb2
 
 LOG = logging.getLogger(__name__)
-STATS_TIMEOUT_S: Final = 10.0
+STATS_TIMEOUT_S: Final = 30.0
+"""One that starts again is not `down`: Cinder would refuse what requests wait for meanwhile."""
 CLEANUP_TIMEOUT_S: Final = 10.0
 UPLOADS_MAX: Final = 4
 """Exports that one backend runs at once: each is a process, and a file."""
