@@ -30,7 +30,7 @@ from volcore.engine.operations import Work
 MODULE: Final = "volcore.testing.held_server"
 _STREAMS: Final = ("ImportImage", "ExportImage")
 _POLL_S: Final = 0.01
-_WAIT_S: Final = 60.0
+_WAIT_S: Final = 180.0
 
 
 class Hold:
