@@ -22,7 +22,7 @@ def call(method: str, url: str, body=None, *, token="", headers=None, with_heade
         headers={"X-Auth-Token": token, "Content-Type": "application/json", **(headers or {})},
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=180) as answer:
             text = answer.read()
     except urllib.error.HTTPError as err:
         raise ApiError(err.code, err.read().decode(errors="replace")) from None
