@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final
 
 import structlog
+import uvloop
 
 from volcore.api.server import ApiServer
 from volcore.backends.contract import BlockDevice, VolumeBackend
@@ -67,7 +68,8 @@ def serve(config: Config) -> int:
     set_up_logs(level=config.log.level, format=config.log.format)
     run_self_test()
     _raise_descriptor_limit()
-    return asyncio.run(_run(config))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(config))
 
 
 def _raise_descriptor_limit() -> None:

@@ -13,17 +13,19 @@ from functools import partial
 import pytest
 
 from rbd_backend.pools import client_counters, leftovers, options, raw_pool
-from volcore.backends.contract import ShortPathState
+from volcore.backends.contract import RbdConnection, ShortPathState
 from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.omap import OmapObject
+from volcore.catalog.contract import ABSENT
 from volcore.catalog.omap import OmapCatalog
+from volcore.engine import behind
 from volcore.engine.engine import Engine, EngineSettings
-from volcore.engine.pool import Pool
+from volcore.engine.pool import Pool, image_lock, volume_lock
 from volcore.engine.views import CreateVolume, SourceRef
-from volcore.errors import UnavailableError, VolcoreError
+from volcore.errors import OperationPendingError, UnavailableError, VolcoreError
 from volcore.limits import MIB
-from volcore.model.records import SourceKind, Volume, WarmClone
+from volcore.model.records import AccessMode, SourceKind, Volume, WarmClone
 from volcore.testing.crash import Crash, CrashingCatalog, CrashSwitch
 from volcore.testing.device_contract import fetch, put
 
@@ -140,10 +142,11 @@ def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
                 names = [f"{act.__name__}-{count}-{attempt}-{number}" for number in range(count)]
                 before = client_counters(at)
                 assert all(warm(volume) for volume in act(*names))
+                assert site.pool.behind.wait(60)
                 after = client_counters(at)
                 found.append(tuple(after[key] - before[key] for key in ("op_w", "op_r")))
                 site.keep()
-            assert min(found) == (1, count), "one write, and beside it a look for each"
+            assert min(found) == (1, count), "one write, and behind it a look for each"
 
 
 def test_a_claimed_volume_is_a_volume(site, ceph_cluster, ceph_pool):
@@ -202,19 +205,34 @@ def test_turned_off_empties_the_stock(ceph_cluster, ceph_pool):
             assert not warm(site.deploy("c", "d", "e", "f")[0])
 
 
+def ready(site: Site) -> list[str]:
+    """The stock's names in the backend, in the order in which they will be claimed."""
+    ((_, line),) = site.pool.stock._lines.items()
+    return [clone.backend_id for clone in line.ready]
+
+
 def test_gone_or_foreign(site, ceph_cluster, ceph_pool):
-    """Goal: what others deleted is not handed out. Method: `rbd rm`, and another of that name."""
+    """Goal: what others deleted is replaced. Method: `rbd rm`, and another of that name."""
     import rbd
 
-    clones = [clone.backend_id for clone in site.pool.stock._lines.copy().popitem()[1].ready]
+    clones = ready(site)
     with raw_pool(ceph_cluster, ceph_pool) as ioctx:
         for name in clones[:2]:
             rbd.RBD().remove(ioctx, name)
         rbd.RBD().create(ioctx, clones[0], SIZE, old_format=False, features=61)
-        made = site.deploy("a", "b", "c")
+        told = site.deploy("a", "b", "c")
+        assert [backend_id(volume) for volume in told] == clones[:3], "nothing is looked for before"
+        found = site.engine.attachments.attach("p", "a", "host", AccessMode.READ_WRITE)
+        assert isinstance(found.connection, RbdConnection)
+        assert found.connection.image == clones[3], "it waits until the volume has its clone"
+        assert site.pool.behind.wait(60)
+        made = [site.pool.volume(name) for name in "abc"]
         assert [site.read(volume) for volume in made] == [b"gold"] * 3
-        assert [volume.name for volume in made] == ["a", "b", "c"]
-        assert [warm(volume) for volume in made] == [False, False, True]
+        assert all(map(warm, made))
+        assert made[0].backend_id == clones[3]
+        assert made[2].backend_id == clones[2]
+        for one, other in zip(told, made, strict=True):
+            assert one == other.but(backend_id=one.backend_id, revision=1), "else as it was told"
         site.keep()
         names = rbd.RBD().list(ioctx)
         assert clones[0] in names, "it is not ours any more"
@@ -222,6 +240,49 @@ def test_gone_or_foreign(site, ceph_cluster, ceph_pool):
         rbd.RBD().remove(ioctx, clones[0])
     assert all(site.read(volume) == b"gold" for volume in site.deploy("d", "e"))
     assert len(site.pool.list(WarmClone)) == site.figures()[0]
+
+
+def test_all_gone(site, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: a volume gets a clone whatever comes. Method: the stock is gone, and errors at first.
+
+    Until then nobody else has the name, and the image cannot be deleted.
+    """
+    import rbd
+
+    clones = ready(site)
+    monkeypatch.setattr(behind, "RETRY_S", 0.05)
+    failures = iter([UnavailableError("no", reason="CLUSTER_UNREACHABLE")] * 3)
+    free = threading.Event()
+    commit = site.pool.catalog.commit
+
+    def failing(changes):
+        if any(one.key == "a" and one.expect is not ABSENT for one in changes):
+            free.wait(60)
+            for err in failures:
+                raise err
+        commit(changes)
+
+    monkeypatch.setattr(site.pool.catalog, "commit", failing)
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        for name in clones:
+            rbd.RBD().remove(ioctx, name)
+    (told,) = site.deploy("a")
+    for key in (volume_lock("a"), image_lock("gold")):
+        with pytest.raises(OperationPendingError), site.pool.locks.hold([key], timeout_s=0.1):
+            pass
+    free.set()
+    assert site.pool.behind.wait(60)
+    volume = site.pool.volume("a")
+    assert (volume.id, volume.revision) == (told.id, told.revision)
+    assert volume.backend_id not in clones
+    assert site.read(volume) == b"gold"
+    site.engine.volumes.delete("p", "a")
+    site.keep()
+    assert len(site.pool.list(WarmClone)) == site.figures()[0] == 4
+    named = {clone.backend_id for clone in site.pool.list(WarmClone)}
+    named |= {site.pool.volume("first").backend_id}
+    named |= {site.engine.images.get("p", "gold").backend_volume_id}
+    assert set(site.backend.walk()) == named
 
 
 def test_gone_while_the_server_was_down(ceph_cluster, ceph_pool):
@@ -376,15 +437,14 @@ def test_an_answer_that_is_lost(site, monkeypatch):
     """Goal: neither leaked nor given twice. Method: the commit happens, or not, and then fails."""
     commit = site.pool.catalog.commit
 
-    def lost(changes, act, *, before):
-        act()
+    def lost(changes, *, before):
         if before:
             commit(changes)
         raise UnavailableError("no answer", reason="CLUSTER_UNREACHABLE")
 
     for name, before in (("a", True), ("b", False)):
         with monkeypatch.context() as patch:
-            patch.setattr(site.pool.catalog, "commit_beside", partial(lost, before=before))
+            patch.setattr(site.pool.catalog, "commit", partial(lost, before=before))
             (result,) = site.engine.volumes.deploy("p", "gold", [name])
             assert isinstance(result, UnavailableError)
         site.keep()

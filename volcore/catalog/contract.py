@@ -7,7 +7,7 @@ Invariants (docs/invariants.md):
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -113,15 +113,6 @@ class Catalog(ABC):
             ExhaustedError: POOL_FULL; nothing was changed.
             UnavailableError: the store cannot be reached; the outcome is unknown.
         """
-
-    def commit_beside(self, changes: Sequence[Change], act: Callable[[], None]) -> None:
-        """Commit, and call `act` once while that is under way, or before it; it must not raise.
-
-        Raises:
-            OperationPendingError, ExhaustedError, UnavailableError: as `commit`.
-        """
-        act()
-        self.commit(changes)
 
     def transaction(self) -> AbstractContextManager[None]:
         """Join commits: all inside become durable together at the end, or none on an exception.

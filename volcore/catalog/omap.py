@@ -9,7 +9,7 @@ Invariants:
 1. INV-OMAP-3 (must): a commit is one call of `OmapStore.commit`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 from volcore.catalog.contract import Absent, Anything, Catalog, Change, Gathered, conflict
@@ -38,12 +38,8 @@ class OmapStore(Protocol):
         expect: Mapping[str, bytes | None],
         puts: Mapping[str, bytes] | None = None,
         removals: Collection[str] = (),
-        beside: Callable[[], None] | None = None,
     ) -> bool:
-        """Change the map atomically if every expectation holds; return whether it did.
-
-        `beside` is called once while that is under way.
-        """
+        """Change the map atomically if every expectation holds; return whether it did."""
 
     def close(self) -> None:
         """Release the map; idempotent."""
@@ -83,13 +79,6 @@ class OmapCatalog(Catalog):
 
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""
-        self._commit(changes, None)
-
-    def commit_beside(self, changes: Sequence[Change], act: Callable[[], None]) -> None:
-        """See `Catalog.commit_beside`."""
-        self._commit(changes, act)
-
-    def _commit(self, changes: Sequence[Change], beside: Callable[[], None] | None) -> None:
         expect: dict[str, bytes | None] = {}
         puts: dict[str, bytes] = {}
         removals: set[str] = set()
@@ -107,9 +96,7 @@ class OmapCatalog(Catalog):
                 removals.add(key)
             else:
                 puts[key] = change.value
-        if changes and not self._store.commit(
-            expect=expect, puts=puts, removals=removals, beside=beside
-        ):
+        if changes and not self._store.commit(expect=expect, puts=puts, removals=removals):
             raise conflict(self._culprit(changes))
 
     def _culprit(self, changes: Sequence[Change]) -> Change:

@@ -113,6 +113,7 @@ class Engine:
         self.operations.close(timeout_s)
         self.lookout.close(timeout_s)
         for name in self.pools.names():
+            self.pools.open(name).behind.close()
             self.pools.open(name).making.close()
 
 

@@ -6,7 +6,7 @@ constant. Memory: a name and a number for each volume.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -111,17 +111,8 @@ class CountedCatalog(Catalog):
 
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""
-        self._commit(changes, self._catalog.commit)
-
-    def commit_beside(self, changes: Sequence[Change], act: Callable[[], None]) -> None:
-        """See `Catalog.commit_beside`."""
-        self._commit(changes, lambda some: self._catalog.commit_beside(some, act))
-
-    def _commit(
-        self, changes: Sequence[Change], commit: Callable[[Sequence[Change]], None]
-    ) -> None:
         try:
-            commit(changes)
+            self._catalog.commit(changes)
         except BaseException as err:
             self._forget_after(err)
             self.lately.follow_after(err, changes)

@@ -6,8 +6,10 @@ working against each other and give the later one a clear answer.
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from volcore import limits
 from volcore.errors import OperationPendingError, Reason
@@ -18,8 +20,9 @@ class KeyedLocks:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._exclusive: set[str] = set()
-        self._shared: dict[str, int] = {}
+        self._exclusive: Counter[str] = Counter()
+        """More than once while what `keep` returned is to be called."""
+        self._shared: Counter[str] = Counter()
 
     @contextmanager
     def hold(
@@ -48,19 +51,33 @@ class KeyedLocks:
                         retryable=True,
                         busy=busy,
                     )
-            self._exclusive |= wanted
-            for key in read:
-                self._shared[key] = self._shared.get(key, 0) + 1
+            self._take(wanted, read)
         try:
             yield
         finally:
-            with self._changed:
-                self._exclusive -= wanted
-                for key in read:
-                    self._shared[key] -= 1
-                    if not self._shared[key]:
-                        del self._shared[key]
-                self._changed.notify_all()
+            self._free(wanted, read)
+
+    def keep(self, exclusive: Iterable[str], shared: Iterable[str] = ()) -> Callable[[], None]:
+        """Hold keys that the caller holds beyond its block; return what ends that, once."""
+        wanted, read = set(exclusive), set(shared) - set(exclusive)
+        with self._changed:
+            assert wanted <= self._exclusive.keys()
+            assert read <= self._shared.keys()
+            self._take(wanted, read)
+        return partial(self._free, wanted, read)
+
+    def _take(self, wanted: set[str], read: set[str]) -> None:
+        self._exclusive.update(wanted)
+        self._shared.update(read)
+
+    def _free(self, wanted: set[str], read: set[str]) -> None:
+        with self._changed:
+            for held, keys in ((self._exclusive, wanted), (self._shared, read)):
+                for key in keys:
+                    held[key] -= 1
+                    if not held[key]:
+                        del held[key]
+            self._changed.notify_all()
 
     def is_held(self, key: str) -> bool:
         """Return whether a call holds the key exclusively now."""
@@ -69,5 +86,6 @@ class KeyedLocks:
 
     def _busy(self, wanted: set[str], read: set[str]) -> str | None:
         """Return a key that cannot be had now, or None."""
-        taken = (wanted & (self._exclusive | self._shared.keys())) | (read & self._exclusive)
+        changed, seen = self._exclusive.keys(), self._shared.keys()
+        taken = (wanted & (changed | seen)) | (read & changed)
         return min(taken) if taken else None

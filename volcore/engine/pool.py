@@ -16,6 +16,7 @@ from volcore.backends.contract import (
     VolumeBackend,
 )
 from volcore.catalog.contract import ABSENT, Absent, Change
+from volcore.engine.behind import Behind
 from volcore.engine.combine import Combiner
 from volcore.engine.figures import CountedCatalog
 from volcore.engine.locks import KeyedLocks
@@ -90,6 +91,8 @@ class Pool:
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     stock: Stock = field(default_factory=Stock)
     """Warm clones; none unless the configuration says so."""
+    behind: Behind = field(default_factory=Behind)
+    """What is looked at behind answers."""
     combiner: Combiner[Volume, Volume | VolcoreError] = field(
         default_factory=lambda: Combiner(items_max=limits.DEPLOY_VOLUMES_MAX)
     )

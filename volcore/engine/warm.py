@@ -15,14 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
 
-from volcore.engine.pool import Pool, drop, now_ns, put, unchanged
+from volcore.engine.pool import Pool, drop, image_lock, now_ns, put, unchanged, volume_lock
 from volcore.engine.pools import Pools
 from volcore.engine.stock import Shortage, Taken, ids
-from volcore.errors import NotFoundError, OperationPendingError, VolcoreError
+from volcore.errors import NotFoundError, OperationPendingError, Reason, VolcoreError
 from volcore.model import names
 from volcore.model.records import Image, Kind, State, Volume, WarmClone
 
@@ -44,9 +45,9 @@ def claim(
 ) -> list[Volume] | None:
     """Make volumes of warm clones, all or none; None: make them in another way.
 
-    One commit, and beside it one look whether the clones are still there: those that somebody has
-    deleted around this service do not become volumes, and are left out of what is returned.
-    Concurrency: the caller holds the locks of the names.
+    One commit. Whether the clones are still there is looked at behind the answer, and until then
+    the names stay locked: see `_confirm`.
+    Concurrency: the caller holds the locks of the names and of the image.
 
     Args:
         pool: where.
@@ -66,24 +67,19 @@ def claim(
         for volume, clone in zip(plan(taken.image), taken.clones, strict=True)
     ]
     end = [*map(put, volumes), unchanged(taken.image), *map(drop, taken.clones)]
-    looks: list[Callable[[], set[str]]] = []
-
-    def look() -> None:
-        looks.append(_look_for(pool, ids(taken.clones)))
-
     try:
-        pool.catalog.commit_beside(end, look)
+        pool.catalog.commit(end)
     except OperationPendingError as err:
         _keep(pool, taken, err)
         return None
     except BaseException:
         pool.stock.doubt(taken.clones)
         raise
-    finally:
-        gone = {name for looked in looks for name in looked()}
-    if gone:
-        _take_back(pool, [v for v in volumes if v.backend_id in gone], taken.clones)
-    return [volume for volume in volumes if volume.backend_id not in gone]
+    if pool.looks_for is not None:
+        keys = [volume_lock(volume.name) for volume in volumes]
+        release = pool.locks.keep(keys, [image_lock(image)])
+        pool.behind.add(partial(_confirm, pool, volumes, taken.clones, release))
+    return volumes
 
 
 def load(pool: Pool) -> None:
@@ -200,6 +196,19 @@ def _make(pool: Pool) -> bool:
     shortage = pool.stock.shortage()
     if shortage is None:
         return False
+    try:
+        made, failures = _make_some(pool, shortage)
+    except OperationPendingError:
+        _see_image(pool, shortage.image)
+        return True
+    pool.stock.add(made)
+    for err in failures:
+        raise err
+    return True
+
+
+def _make_some(pool: Pool, shortage: Shortage) -> tuple[list[WarmClone], list[VolcoreError]]:
+    """Make clones; return those that are there, READY, and why others are not."""
     clones = [_plan(shortage) for _ in range(shortage.count)]
     begin = [unchanged(shortage.image), *map(put, clones)]
     targets = {clone.backend_id: clone.size_bytes for clone in clones}
@@ -211,19 +220,12 @@ def _make(pool: Pool) -> bool:
         ]
         pool.catalog.commit([put(new, old) for new, old in made])
         gone = _look_for(pool, [new.backend_id for new, _ in made])()
-    except OperationPendingError:
-        pool.stock.doom(clones)
-        _see_image(pool, shortage.image)
-        return True
     except BaseException:
         pool.stock.doom(clones)
         raise
     lost = failed.keys() | gone
     pool.stock.doom(clone for clone in ready if clone.backend_id in lost)
-    pool.stock.add(clone for clone in ready if clone.backend_id not in lost)
-    for err in failed.values():
-        raise err
-    return True
+    return [clone for clone in ready if clone.backend_id not in lost], list(failed.values())
 
 
 def _delete(pool: Pool) -> bool:
@@ -259,13 +261,69 @@ def _keep(pool: Pool, taken: Taken, err: OperationPendingError) -> None:
         _see_image(pool, taken.image)
 
 
-def _take_back(pool: Pool, volumes: Sequence[Volume], clones: Sequence[WarmClone]) -> None:
-    """Delete the records of volumes whose clones are gone; what is left of these goes later."""
-    gone = {volume.backend_id for volume in volumes}
-    lost = [clone.but(state=State.DELETING) for clone in clones if clone.backend_id in gone]
-    _log.error("warm clones were deleted around volcore", pool=pool.name, names=sorted(gone))
-    pool.catalog.commit([*map(drop, volumes), *map(put, lost)])
-    pool.stock.doom(lost)
+def _confirm(
+    pool: Pool,
+    volumes: Sequence[Volume],
+    clones: Sequence[WarmClone],
+    release: Callable[[], None],
+) -> Callable[[], None]:
+    """Look for the clones of volumes that were claimed; what is gone is replaced.
+
+    Nobody can have used them yet, since the names are locked until `release` is called: so another
+    clone is as good, and the volume stays what its caller was told.
+    """
+    looking = _look_for(pool, ids(clones))
+
+    def end() -> None:
+        gone = looking()
+        if gone:
+            _log.error(
+                "warm clones were deleted around volcore", pool=pool.name, names=sorted(gone)
+            )
+        for volume, clone in zip(volumes, clones, strict=True):
+            if clone.backend_id in gone:
+                _replace(pool, volume, clone)
+        release()
+
+    return end
+
+
+def _replace(pool: Pool, volume: Volume, lost: WarmClone) -> None:
+    """Give a volume another clone in one commit; what is left of the lost one goes later.
+
+    Idempotent, as long as the volume is locked.
+    """
+    lost = lost.but(state=State.DELETING)
+    if pool.find(Volume, volume.name) == volume:
+        clone = _another(pool, volume)
+        replaced = volume.but(backend_id=clone.backend_id, revision=volume.revision)
+        try:
+            pool.catalog.commit([put(replaced, volume), drop(clone), put(lost)])
+        except BaseException:
+            pool.stock.doubt([clone])
+            raise
+    pool.stock.doom([lost])
+
+
+def _another(pool: Pool, volume: Volume) -> WarmClone:
+    """Take a clone for a volume out of the stock, or make one; it is there."""
+    assert volume.source is not None
+    image = pool.image(volume.source.name)
+    while taken := pool.stock.take(image.name, volume.size_bytes, 1):
+        if not _look_for(pool, ids(taken.clones))():
+            return taken.clones[0]
+        pool.stock.doom(taken.clones)
+    shortage = Shortage(image=image, size_bytes=volume.size_bytes, count=1)
+    made, failures = _make_some(pool, shortage)
+    for err in failures:
+        raise err
+    if not made:
+        raise OperationPendingError(
+            f"a clone for volume {volume.name!r} was deleted as soon as it was made; repeat",
+            reason=Reason.OPERATION_PENDING,
+            retryable=True,
+        )
+    return made[0]
 
 
 def _see_image(pool: Pool, image: Image) -> None:

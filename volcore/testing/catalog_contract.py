@@ -159,19 +159,6 @@ class CatalogContract:
         catalog.commit([drop("a", expect=b"2")])
         assert catalog.find(Kind.VOLUME, "a") is None
 
-    def test_something_beside(self, catalog: Catalog) -> None:
-        """What is to be done beside a commit is done once, whether that holds or not."""
-        done: list[str] = []
-        catalog.commit_beside([put("a", b"1", expect=ABSENT)], lambda: done.append("first"))
-        assert catalog.find(Kind.VOLUME, "a") == b"1"
-        with pytest.raises(OperationPendingError) as caught:
-            catalog.commit_beside(
-                [put("b", b"2"), put("a", b"2", expect=ABSENT)], lambda: done.append("second")
-            )
-        assert caught.value.reason == Reason.CATALOG_CONFLICT
-        assert done == ["first", "second"]
-        assert catalog.list(Kind.VOLUME) == [("a", b"1")]
-
     def test_absent(self, catalog: Catalog) -> None:
         """A line that expects nothing makes a record once; expected bytes fail where none is."""
         catalog.commit([put("a", b"1", expect=ABSENT)])

@@ -22,7 +22,6 @@ from volcore.backends.rbd.errmap import (
     ceph_errors,
     errno_of,
     error_of,
-    error_of_code,
     translated,
 )
 from volcore.backends.rbd.reads import Wave
@@ -138,7 +137,6 @@ class OmapObject:
         expect: Mapping[str, bytes | None],
         puts: Mapping[str, bytes] | None = None,
         removals: Collection[str] = (),
-        beside: Callable[[], None] | None = None,
     ) -> bool:
         """Change the map if every expectation holds; return whether it did.
 
@@ -148,27 +146,16 @@ class OmapObject:
             expect: exact bytes, or None for an absent key.
             puts: rows to set.
             removals: keys to delete; none of them is in `puts`.
-            beside: called once while that is under way.
         """
         with bindings().rados.WriteOpCtx() as op:
             self.fill(op, expect=expect, puts=puts, removals=removals)
             try:
-                if beside is None:
-                    self._ioctx.operate_write_op(op, self.name)
-                    return True
-                completion = self._ioctx.operate_aio_write_op(op, self.name)
+                self._ioctx.operate_write_op(op, self.name)
             except ceph_errors() as err:
                 if errno_of(err) == errno.ECANCELED:
                     return False
                 raise error_of(err, f"change {self.name}") from err
-        try:
-            beside()
-        finally:
-            completion.wait_for_complete()
-        code = -int(completion.get_return_value())
-        if code not in {0, errno.ECANCELED}:
-            raise error_of_code(code, f"change {self.name}", f"error {code}")
-        return code == 0
+        return True
 
     def fill(
         self,
