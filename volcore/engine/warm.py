@@ -9,6 +9,7 @@ Invariants (docs/invariants.md):
 1. INV-WARM-1 (must): a clone becomes at most one volume, and only while its image is READY.
 2. INV-WARM-2 (must): a clone in the backend has a record from before it is made until it is gone:
    its own, or that of a volume.
+3. INV-WARM-3 (must): nobody acts on a claimed volume before its clone was seen, or replaced.
 """
 
 import threading
