@@ -66,6 +66,24 @@ def test_tried_again(monkeypatch):
     checks.close()
 
 
+def test_a_failure_delays_no_other(monkeypatch):
+    """Goal: what waits for its next try holds nothing up. Method: one that fails, then another."""
+    monkeypatch.setattr(behind, "RETRY_S", 600)
+    checks, tries, done = Behind(), [], threading.Event()
+
+    def fail():
+        tries.append(1)
+        raise UnavailableError("no", reason="CLUSTER_UNREACHABLE")
+
+    checks.add(fail)
+    while not tries:
+        assert not checks.wait(0.01)
+    checks.add(lambda: done.set)
+    assert done.wait(60)
+    checks.close()
+    assert len(tries) == 2
+
+
 def test_closing_does_what_is_left_once():
     """Goal: an end in time. Method: close with a check that waits and one that always fails."""
     checks, done = Behind(), []

@@ -441,7 +441,9 @@ def test_killed_while_replacing(site, ceph_cluster, ceph_pool, left):
     import rbd
 
     for at in itertools.count(3):  # the claim is 1 and 2
-        restart(site).keep()
+        before = restart(site)
+        before.deploy(f"seed{at}")
+        before.keep()
         switch, name = CrashSwitch(at), f"v{at}"
         server = restart(site, switch)
         clones = ready(server)

@@ -4,6 +4,7 @@ A check is begun a moment after the answer, so that it takes no processor from i
 there by then are begun before any is waited for: together they cost one round trip.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -28,17 +29,19 @@ class Behind:
         self._waiting: list[tuple[float, Check]] = []
         """With the time from which on each may begin."""
         self._running = 0
+        self._asleep_until_s = 0.0
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def add(self, check: Check) -> None:
         """Check something soon."""
         with self._changed:
-            self._waiting.append((time.monotonic() + DELAY_S, check))
+            from_s = time.monotonic() + DELAY_S
+            self._waiting.append((from_s, check))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="behind", daemon=True)
                 self._thread.start()
-            elif len(self._waiting) == 1:
+            elif from_s < self._asleep_until_s:
                 self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
@@ -75,9 +78,11 @@ class Behind:
                 if due or self._closed:
                     self._waiting = [one for one in self._waiting if one not in due]
                     self._running = len(due)
+                    self._asleep_until_s = 0.0
                     return [check for _, check in due]
-                first_s = min((at_s for at_s, _ in self._waiting), default=None)
-                self._changed.wait(None if first_s is None else first_s - now_s)
+                first_s = min((from_s for from_s, _ in self._waiting), default=math.inf)
+                self._asleep_until_s = first_s
+                self._changed.wait(None if first_s == math.inf else first_s - now_s)
 
 
 def _together(checks: list[Check]) -> list[Check]:
