@@ -444,6 +444,7 @@ def test_killed_while_replacing(site, ceph_cluster, ceph_pool, left):
         before = restart(site)
         before.deploy(f"seed{at}")
         before.keep()
+        before.pool.making.flush()  # else the next server has a commit to make
         switch, name = CrashSwitch(at), f"v{at}"
         server = restart(site, switch)
         clones = ready(server)
