@@ -3,6 +3,10 @@
 The only module that knows concrete backends and catalogs. Order of a start: sockets (so that a
 second server is refused before it touches anything), health NOT_SERVING, NBD, pools with their
 recovery, then calls are let in. A stop goes the other way round.
+
+An rbd pool that another server has is waited for: this one is ready, on standby, and SERVING when
+it has all its pools. A server that another one took a pool from ends: it is fenced off by the
+cluster, so that nothing it holds open or remembers is worth anything.
 """
 
 import asyncio
@@ -11,16 +15,16 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvloop
 
 from volcore.api.server import ApiServer
-from volcore.backends.contract import BlockDevice, VolumeBackend
+from volcore.backends.contract import VolumeBackend
 from volcore.catalog.contract import Catalog
 from volcore.config import Config, LocalPool, PoolConfig, RbdPool
 from volcore.config_reference import Listen
@@ -28,22 +32,22 @@ from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.images import ImageSettings
 from volcore.engine.reach import summary
 from volcore.engine.schedule import ScrubSettings
-from volcore.engine.views import NbdConnection
+from volcore.engine.standby import Standby, Watch
 from volcore.errors import (
-    ConflictError,
     PreconditionError,
     Reason,
     VolcoreError,
 )
+from volcore.exporter import NbdExporter
 from volcore.kernels.selftest import run_self_test
-from volcore.nbd import ExportTable, NbdServer, TcpAddress, TlsPolicy, UnixAddress, uri
+from volcore.limits import LOST_EXIT_S
+from volcore.nbd import ExportTable, NbdServer, TcpAddress, TlsPolicy, UnixAddress
 from volcore.observability.logs import set_up_logs
 from volcore.systemd import Supervisor
 
-WITHDRAW_S: Final = 10.0
-"""How long detaching waits for requests of NBD clients."""
-HAND_OVER_S: Final = 10.0
-"""How long a hand-over waits for the source's writes to end; the guest stands still meanwhile."""
+if TYPE_CHECKING:
+    from volcore.backends.rbd.connection import ClusterOptions
+
 LAST_WAIT_S: Final = 5.0
 """How long threads that are still in the storage after the grace may take to come back."""
 DESCRIPTORS_MAX: Final = 65_536
@@ -82,6 +86,7 @@ def _raise_descriptor_limit() -> None:
 
 async def _run(config: Config) -> int:
     stop = _stop_on_signals()
+    lost = _Lost(asyncio.get_running_loop(), stop)
     settings = EngineSettings(
         server_id=f"{socket.gethostname()}:{os.getpid()}",
         images=ImageSettings(
@@ -96,13 +101,20 @@ async def _run(config: Config) -> int:
     )
     engine = Engine(settings)
     api = ApiServer(engine, call_threads=config.server.call_threads)
-    storage = Storage(engine, config)
+    complete = asyncio.Event()
+    storage = Storage(engine, config, on_lost=lost, on_complete=_setter(complete))
     clean = True
     supervisor = Supervisor(config.notify_socket, config.watchdog_s)
     ready = asyncio.Event()
+
+    def status() -> str:
+        if not ready.is_set():
+            return "opening pools"
+        return summary(engine.lookout.seen()) if complete.is_set() else "standing by"
+
     telling = asyncio.create_task(
         supervisor.keep_told(
-            status=lambda: summary(engine.lookout.seen()) if ready.is_set() else "opening pools",
+            status=status,
             ready=ready.is_set,
             gets_on=api.gets_on,
         )
@@ -111,35 +123,107 @@ async def _run(config: Config) -> int:
         addresses = _listen(api, config)
         await api.start()
         await asyncio.to_thread(storage.open)
-        await api.open()
+        await api.open(serving=complete.is_set())
         engine.start()
-        _log.info("ready", addresses=addresses, nbd=storage.nbd_addresses, pid=os.getpid())
+        _log.info(
+            "ready",
+            addresses=addresses,
+            nbd=storage.nbd_addresses,
+            pid=os.getpid(),
+            standby=not complete.is_set(),
+        )
         supervisor.tell("READY=1")
         ready.set()
-        await stop.wait()
-        _log.info("stopping", grace_s=config.server.shutdown_grace_s)
+        await _serving(api, complete, stop)
+        grace_s = 0.0 if lost.pool else config.server.shutdown_grace_s
+        _log.info("stopping", grace_s=grace_s)
         telling.cancel()
         supervisor.tell("STOPPING=1", "STATUS=finishing calls that have begun")
-        await api.stop(config.server.shutdown_grace_s)
+        await api.stop(grace_s)
     except BaseException:
         await api.stop(0)
         raise
     finally:
         telling.cancel()
+        await asyncio.to_thread(storage.stop_taking)
         engine.close(LAST_WAIT_S)
         clean = await asyncio.to_thread(api.close, LAST_WAIT_S)
         clean = await asyncio.to_thread(storage.close) and clean
         _log.info("stopped", clean=clean)
-    return 0 if clean else 1
+    return 0 if clean and not lost.pool else 1
+
+
+async def _serving(api: ApiServer, complete: asyncio.Event, stop: asyncio.Event) -> None:
+    """Return when the server is to stop; until then say SERVING from when it has all pools on."""
+    stopping = asyncio.create_task(stop.wait())
+    completing = asyncio.create_task(complete.wait())
+    await asyncio.wait((stopping, completing), return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        completing.cancel()
+        return
+    await api.set_serving()
+    await stopping
+
+
+def _setter(event: asyncio.Event) -> Callable[[], None]:
+    """Return a function that sets the event from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def set_it() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(event.set)
+
+    return set_it
+
+
+class _Lost:
+    """Ends the process when another server has taken a pool; any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+        self._loop = loop
+        self._stop = stop
+        self.pool = ""
+        """The first pool that was lost."""
+
+    def __call__(self, pool: str) -> None:
+        """Stop the server, by force if it does not stop in time."""
+        if self.pool:
+            return
+        self.pool = pool
+        _log.error("pool lost; this server ends with code 1, start it again", pool=pool)
+        last = threading.Timer(LOST_EXIT_S, os._exit, (1,))
+        last.daemon = True
+        last.start()
+        with suppress(RuntimeError):  # it is stopping already
+            self._loop.call_soon_threadsafe(self._stop.set)
 
 
 class Storage:
     """The pools and the NBD server of one process."""
 
-    def __init__(self, engine: Engine, config: Config) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        *,
+        on_lost: Callable[[str], None],
+        on_complete: Callable[[], None],
+    ) -> None:
+        """Open nothing; `on_lost` and `on_complete` are called by other threads.
+
+        Args:
+            engine: gets the pools.
+            config: which pools.
+            on_lost: called with a pool that another server has taken.
+            on_complete: called when all pools are open.
+        """
         self._engine = engine
         self._config = config
+        self._on_lost = on_lost
+        self._on_complete = on_complete
+        self._standby: Standby | None = None
         self._nbd: NbdServer | None = None
+        self._exporter: NbdExporter | None = None
         self._undo = ExitStack()
         self._clean = True
 
@@ -154,22 +238,20 @@ class Storage:
         Raises:
             VolcoreError: of the class of the first failure, with a sentence for each one.
         """
-        exporter = self._open_nbd()
+        self._exporter = self._open_nbd()
         failures = []
+        waiting: dict[str, RbdPool] = {}
         for pool in self._config.pools:
+            if waiting and isinstance(pool, RbdPool):
+                waiting[pool.name] = pool
+                continue
             try:
-                backend, catalog = self._open_pool(pool)
-                warm = pool.warm_clones if isinstance(pool, RbdPool) else 0
-                self._engine.add_pool(
-                    pool.name,
-                    backend,
-                    catalog,
-                    exporter,
-                    warm_clones_max=warm,
-                    trash_retention_s=pool.trash_retention_s,
-                )
+                self._take(pool)
             except VolcoreError as err:
-                failures.append((pool, err))
+                if err.reason is Reason.POOL_LOCKED and isinstance(pool, RbdPool):
+                    waiting[pool.name] = pool
+                else:
+                    failures.append((pool, err))
         if failures:
             first = failures[0][1]
             raise type(first)(
@@ -179,11 +261,55 @@ class Storage:
                 blockers=first.blockers,
                 **first.context,
             ) from first
+        if not waiting:
+            self._on_complete()
+            return
+        self._standby = Standby(
+            self._engine.pools,
+            list(waiting),
+            watch=lambda name: _watch(waiting[name]),
+            take=lambda name: self._take(waiting[name]),
+            on_all_taken=self._on_complete,
+        )
+
+    def stop_taking(self) -> None:
+        """Take no pool over any more; blocks while one is being taken. Idempotent."""
+        if self._standby is not None:
+            self._standby.close()
 
     def close(self) -> bool:
         """Close everything in reverse; say whether all of it went well."""
+        self.stop_taking()
         self._undo.close()
         return self._clean
+
+    def _take(self, pool: PoolConfig) -> None:
+        """Open a pool, recover it, serve it.
+
+        Raises:
+            VolcoreError: POOL_LOCKED, another server has it; or it cannot be opened.
+        """
+        with ExitStack() as undo:
+            backend, catalog = self._open_pool(pool)
+            undo.callback(backend.close)
+            undo.callback(catalog.close)
+            warm = pool.warm_clones if isinstance(pool, RbdPool) else 0
+            try:
+                self._engine.add_pool(
+                    pool.name,
+                    backend,
+                    catalog,
+                    self._exporter,
+                    warm_clones_max=warm,
+                    trash_retention_s=pool.trash_retention_s,
+                )
+            except VolcoreError:
+                if pool.name in self._engine.pools.names():  # some of its work has begun already
+                    self._on_lost(pool.name)
+                raise
+            undo.pop_all()
+        self._later(pool.name, backend.close)
+        self._later(pool.name, catalog.close)
 
     def _open_nbd(self) -> "NbdExporter | None":
         addresses = [_nbd_address(one) for one in self._config.nbd.listen]
@@ -204,25 +330,20 @@ class Storage:
         return NbdExporter(exports, self._nbd, advertise_host=nbd.advertise_host)
 
     def _open_pool(self, pool: PoolConfig) -> tuple[VolumeBackend, Catalog]:
-        backend, catalog = self._rbd_pool(pool) if isinstance(pool, RbdPool) else _own_pool(pool)
-        self._later(pool.name, backend.close)
-        self._later(pool.name, catalog.close)
-        return backend, catalog
+        return self._rbd_pool(pool) if isinstance(pool, RbdPool) else _own_pool(pool)
 
     def _rbd_pool(self, pool: RbdPool) -> tuple[VolumeBackend, Catalog]:
         from volcore.backends.rbd import Cluster, RbdBackend
-        from volcore.backends.rbd.connection import ClusterOptions
         from volcore.backends.rbd.omap import OmapObject
         from volcore.catalog.omap import OBJECT_NAME, OmapCatalog
 
-        options = ClusterOptions(
-            conf_path="" if pool.ceph_conf is None else str(pool.ceph_conf),
-            user=pool.user,
-            connect_timeout_s=pool.connect_timeout_s,
-        )
-        cluster = Cluster.shared(options)
+        cluster = Cluster.shared(_cluster_options(pool))
         backend = RbdBackend(
-            cluster, pool.pool, secret_uuid=pool.secret_uuid, direct=pool.direct_clone
+            cluster,
+            pool.pool,
+            secret_uuid=pool.secret_uuid,
+            direct=pool.direct_clone,
+            on_lost=partial(self._on_lost, pool.name),
         )
         backend.open()
         try:
@@ -244,87 +365,22 @@ class Storage:
         self._undo.callback(attempt)
 
 
-class NbdExporter:
-    """Makes volumes reachable over NBD for `volcore.engine`; any thread."""
+def _cluster_options(pool: RbdPool) -> "ClusterOptions":
+    """Return how to reach the cluster of a pool."""
+    from volcore.backends.rbd.connection import ClusterOptions
 
-    def __init__(
-        self, exports: ExportTable, server: NbdServer, *, advertise_host: str = ""
-    ) -> None:
-        self._exports = exports
-        self._server = server
-        self._advertise_host = advertise_host
-        self._lock = threading.Lock()
-        self._read_only: dict[str, bool] = {}
+    return ClusterOptions(
+        conf_path="" if pool.ceph_conf is None else str(pool.ceph_conf),
+        user=pool.user,
+        connect_timeout_s=pool.connect_timeout_s,
+    )
 
-    def publish(
-        self,
-        name: str,
-        opener: Callable[[bool], BlockDevice],
-        *,
-        read_only: bool,
-        hosts: Callable[[], Collection[str]],
-        writable: bool,
-    ) -> None:
-        """Offer `name`; a repeat changes nothing, another mode replaces the export."""
-        with self._lock:
-            if self._read_only.get(name, read_only) is not read_only:
-                self._withdraw(name)
-            if name not in self._read_only:
-                offer = partial(
-                    self._exports.publish,
-                    name,
-                    opener,
-                    read_only=read_only,
-                    clients=hosts,
-                    writable=writable,
-                )
-                try:
-                    offer()
-                except ConflictError:  # an earlier withdrawal is not over yet
-                    self._withdraw(name)
-                    offer()
-                self._read_only[name] = read_only
 
-    def connection(self, name: str) -> NbdConnection:
-        """Return how clients reach an export: at the first address, by the advertised name."""
-        address = self._server.addresses[0]
-        tls = self._server.needs_tls(address)
-        if isinstance(address, UnixAddress):
-            return NbdConnection(
-                uri=uri(address, name, tls=tls),
-                export_name=name,
-                socket_path=str(address.path),
-                tls_hostname=(self._advertise_host or "localhost") if tls else "",
-            )
-        address = TcpAddress(self._advertise_host or address.host, address.port)
-        return NbdConnection(
-            uri=uri(address, name, tls=tls),
-            export_name=name,
-            host=address.host,
-            port=address.port,
-            tls_hostname=address.host if tls else "",
-        )
+def _watch(pool: RbdPool) -> Watch:
+    """Return how to look who has a pool."""
+    from volcore.backends.rbd import Cluster, PoolWatch
 
-    def set_writable(self, name: str, writable: bool) -> None:
-        """See `Exporter.set_writable`."""
-        self._exports.set_writable(name, writable=writable, timeout_s=HAND_OVER_S)
-
-    def expel(self, name: str) -> None:
-        """See `Exporter.expel`."""
-        self._exports.expel(name)
-
-    def withdraw(self, name: str) -> None:
-        """Stop offering `name`; what its clients wrote is durable at return.
-
-        Raises:
-            DeadlineError: requests are still in the device; repeat the call.
-        """
-        with self._lock:
-            self._withdraw(name)
-
-    def _withdraw(self, name: str) -> None:
-        self._read_only.pop(name, None)
-        self._exports.withdraw(name, timeout_s=WITHDRAW_S)
+    return PoolWatch(Cluster.shared(_cluster_options(pool)), pool.pool)
 
 
 def _own_pool(pool: PoolConfig) -> tuple[VolumeBackend, Catalog]:

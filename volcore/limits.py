@@ -75,6 +75,24 @@ WORKERS_STUCK_S_MAX: Final = 300.0
 """Threads that are all busy while no call ends for so long will not end one: a request to a dead
 cluster is given up after 120 s."""
 
+# Several servers on one rbd pool.
+SERVER_LEASE_S: Final = 5
+"""A server that was not heard of for so long, by the OSD's clock, is taken over from; one that died
+on the same host is noticed at once."""
+SERVER_RENEW_S: Final = 1.0
+STANDBY_LOOK_S: Final = 0.1
+"""How often a server on standby reads who has the pool: a read of a fifth of a millisecond."""
+STANDBY_RETRY_S: Final = 5.0
+"""How long it waits after a take-over that did not succeed."""
+TAKE_OVER_WAIT_S: Final = 10.0
+"""How long a call waits while its pool is being taken over, before it is UNAVAILABLE."""
+LOST_EXIT_S: Final = 10.0
+"""How long a server that lost its pool may take to end by itself."""
+FAILOVER_S: Final = 30.0
+"""How long a client with several endpoints goes on trying them."""
+FAILOVER_DELAY_S_MAX: Final = 0.25
+"""Its longest pause: somebody waits, and it is one small call."""
+
 # Depth and counts.
 LOCAL_DEPTH_MAX: Final = 4096
 RBD_DEPTH_MAX: Final = 14
@@ -148,6 +166,7 @@ assert CHUNK_SIZE_BYTES % BLOCK_SIZE_BYTES == 0
 assert BLOCK_SIZE_BYTES & (BLOCK_SIZE_BYTES - 1) == 0
 assert CHUNK_SIZE_BYTES & (CHUNK_SIZE_BYTES - 1) == 0
 assert NAME_BYTES_MAX <= 128
+assert SERVER_RENEW_S * 3 < SERVER_LEASE_S < FAILOVER_S
 assert WARM_CLONES_FIRST <= WARM_CLONES_MAX
 assert WARM_DEMAND_S < WARM_HOT_S < WARM_IDLE_S
 assert 0 < DELETE_RETRY_S_MIN <= DELETE_RETRY_S_MAX

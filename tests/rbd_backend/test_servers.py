@@ -5,13 +5,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
 from rbd_backend.pools import leftovers, new_backend, opened, options, raw_pool
-from volcore.backends.rbd import lease
+from volcore.backends.rbd import Cluster, lease
 from volcore.backends.rbd.lease import LOCK_NAME, LOCK_OBJECT, PoolLease
 from volcore.errors import NotFoundError, PreconditionError, Reason, UnavailableError
 from volcore.limits import MIB
@@ -87,8 +88,11 @@ sys.stdin.read()
 
 def test_superseded_server_cannot_write(ceph_cluster, ceph_pool, monkeypatch):
     """Goal: a server that slept through its lease does no harm. Method: take its lock away."""
-    monkeypatch.setattr(lease, "RENEW_S", 0.2)
-    with opened(ceph_cluster, ceph_pool) as old:
+    monkeypatch.setattr(lease, "RENEW_S", 3.0)
+    lost = threading.Event()
+    old = new_backend(ceph_cluster, ceph_pool, on_lost=lost.set)
+    old.open()
+    with closing(old):
         old.create("v", SIZE)
         device = old.open_device("v", read_only=False)
         with raw_pool(ceph_cluster, ceph_pool) as ioctx:
@@ -96,9 +100,8 @@ def test_superseded_server_cannot_write(ceph_cluster, ceph_pool, monkeypatch):
         new = new_backend(ceph_cluster, ceph_pool)
         new.open()
         try:
-            deadline_s = time.monotonic() + 20
-            while old._session().lease.held and time.monotonic() < deadline_s:
-                time.sleep(0.05)
+            assert lost.wait(20)
+            assert not old._session().lease.held
             for call in (
                 lambda: old.create("w", SIZE),
                 lambda: old.delete("v"),
@@ -121,6 +124,7 @@ def test_superseded_server_cannot_write(ceph_cluster, ceph_pool, monkeypatch):
 def test_lease_runs_out(ceph_cluster, ceph_pool, monkeypatch):
     """Goal: a server that stopped renewing is replaced. Method: a lease of 4 s, never renewed."""
     monkeypatch.setattr(lease, "LEASE_S", 4)
+    monkeypatch.setattr(lease, "RENEW_S", 100)
     with opened(ceph_cluster, ceph_pool) as old:
         old.create("v", SIZE)
         with pytest.raises(PreconditionError):
@@ -130,6 +134,57 @@ def test_lease_runs_out(ceph_cluster, ceph_pool, monkeypatch):
             old.create("w", SIZE)
         with opened(ceph_cluster, ceph_pool) as new:
             assert list(new.walk()) == ["v"]
+
+
+def test_lease_that_ran_out_is_taken_again(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: a pause of the cluster costs no server. Method: the lock is gone, and nobody came."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+    lost = threading.Event()
+    backend = new_backend(ceph_cluster, ceph_pool, on_lost=lost.set)
+    backend.open()
+    with closing(backend), raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        ioctx.remove_xattr(LOCK_OBJECT, f"lock.{LOCK_NAME}")
+        end_s = time.monotonic() + 10
+        while f"lock.{LOCK_NAME}" not in dict(ioctx.get_xattrs(LOCK_OBJECT)):
+            assert time.monotonic() < end_s, "the lock is not taken again"
+            time.sleep(0.02)
+        backend.create("v", SIZE)
+        assert not lost.is_set()
+
+
+def test_pool_that_somebody_had_is_lost(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: never on with what one remembers. Method: the lock is gone, and another server served.
+
+    It could not fence this one off, and has gone since: only its name in the directory tells.
+    """
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+    lost = threading.Event()
+    backend = new_backend(ceph_cluster, ceph_pool, on_lost=lost.set)
+    backend.open()
+    with closing(backend), raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        backend._session().directory.set_server(None)
+        ioctx.remove_xattr(LOCK_OBJECT, f"lock.{LOCK_NAME}")
+        assert lost.wait(10)
+        with pytest.raises(UnavailableError):
+            backend.create("v", SIZE)
+        with opened(ceph_cluster, ceph_pool) as after:
+            assert list(after.walk()) == []
+
+
+def test_nobody_takes_over_who_cannot_fence(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: two never write at once. Method: a server of another host, and no right to fence it."""
+    text = json.dumps({"host": "elsewhere", "boot": "other", "pid": 1, "address": "10.0.0.1:0/1"})
+    with opened(ceph_cluster, ceph_pool) as backend:
+        backend.create("v", SIZE)
+    with opened(ceph_cluster, ceph_pool, lock=False) as beside:
+        beside._session().directory.set_server(text.encode())
+        monkeypatch.setattr(Cluster, "fence", lambda *_: False)
+        with pytest.raises(PreconditionError, match="profile rbd") as caught:
+            new_backend(ceph_cluster, ceph_pool).open()
+        assert caught.value.reason == Reason.POOL_UNUSABLE
+        monkeypatch.undo()
+        with opened(ceph_cluster, ceph_pool) as after:
+            assert list(after.walk()) == ["v"]
 
 
 def test_holder_of_another_host_is_waited_for(ceph_cluster, ceph_pool):

@@ -64,11 +64,12 @@ ARROWS: dict[str, set[str]] = {
     # Two commands do not talk to a server: they are one.
     "cli.serve": VALUES | {"cli", "config", "daemon"},
     "cli.version": FOUNDATION | {"", "cli", "kernels"},
+    "exporter": VALUES | {"backends.contract", "engine", "nbd"},
     "daemon": {
         "api", "backends", "backends.contract", "backends.local", "backends.memory",
         "backends.rbd", "backends.refusals", "catalog", "catalog.contract", "catalog.omap",
         "catalog.sqlite", "config", "config_reference", "credentials", "database", "engine",
-        "errors", "images", "kernels", "limits", "model", "nbd",
+        "errors", "exporter", "images", "kernels", "limits", "model", "nbd",
         "observability", "systemd", "v1", "wire", "",
     },
 }  # fmt: skip

@@ -45,7 +45,7 @@ class PoolServicer(PoolServiceServicer):
         found, token = await self._run(
             read_page,
             request,
-            self._pools.names(),
+            self._pools.all_names(),
             fetch=fetch,
             key=lambda view: view.name,
             message=lambda _pool, view: pool_message(view),

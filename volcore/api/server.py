@@ -172,9 +172,14 @@ class ApiServer:
         await self._server.start()
         self._files.start()
 
-    async def open(self) -> None:
-        """Let calls in, and say in the health service whether they should come."""
+    async def open(self, *, serving: bool = True) -> None:
+        """Let calls in, and if `serving` say in the health service whether they should come."""
         self._interceptor.open()
+        if serving:
+            await self.set_serving()
+
+    async def set_serving(self) -> None:
+        """Say in the health service, from now on, whether calls should come."""
         await self._health.open()
 
     async def stop(self, grace_s: float) -> None:

@@ -23,6 +23,10 @@ class Services:
     files: HandedFiles
 
     def pools(self, parent: str) -> list[str]:
-        """Return the pools that a list call's parent means."""
+        """Return the pools that a list call's parent means.
+
+        Raises:
+            UnavailableError: POOL_ELSEWHERE, it means pools that this server does not have now.
+        """
         pool = names.parse_pools(parent, field="parent")
-        return self.engine.pools.names() if pool is None else [pool]
+        return self.engine.pools.all_names() if pool is None else [pool]

@@ -344,12 +344,13 @@ class AsyncClient:
         repeatable: bool = True,
     ) -> T:
         """Return what `once` returns, trying again as the policy and the deadline allow."""
-        tries = Tries(self._retry, timeout_s)
+        tries = Tries(self._retry, timeout_s, endpoint_count=self._connections.count)
         request_id = self._request_id or secrets.token_hex(8)
         while True:
+            at, method = self._connections.method(service, rpc)
             try:
                 return await once(
-                    self._connections.method(service, rpc),
+                    method,
                     timeout=tries.timeout_s,
                     metadata=((status.REQUEST_ID_KEY, request_id),),
                 )
@@ -359,7 +360,7 @@ class AsyncClient:
                 if pause_s is None:
                     raise error from err
             if isinstance(error, UnavailableError):
-                self._connections.next_endpoint()
+                self._connections.turn_from(at)
             await asyncio.sleep(pause_s)
 
 

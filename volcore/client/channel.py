@@ -32,6 +32,7 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.enable_retries", 0),  # ours know the error classes
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # how long a host that does not answer is waited for
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
@@ -123,25 +124,31 @@ class Connections(Generic[ChannelT]):
         self._channels: dict[int, ChannelT] = {}
         self._stubs: dict[tuple[int, str], Any] = {}
 
-    def method(self, service: str, name: str) -> Any:
-        """Return the callable of one rpc at the present endpoint."""
+    def method(self, service: str, name: str) -> tuple[int, Any]:
+        """Return the present endpoint's number, and the callable of one rpc there."""
         with self._lock:
             at = self._index
             if at not in self._channels:
                 self._channels[at] = self._make(self._targets[at])
             if (at, service) not in self._stubs:
                 self._stubs[at, service] = _STUBS[service](self._channels[at])
-            return getattr(self._stubs[at, service], name)
+            return at, getattr(self._stubs[at, service], name)
 
     @property
     def target(self) -> str:
         """The present endpoint."""
         return self._targets[self._index]
 
-    def next_endpoint(self) -> None:
-        """Turn to the next endpoint; the present one cannot be reached."""
+    @property
+    def count(self) -> int:
+        """How many endpoints there are."""
+        return len(self._targets)
+
+    def turn_from(self, at: int) -> None:
+        """Turn to the endpoint after that one, unless another call has turned from it already."""
         with self._lock:
-            self._index = (self._index + 1) % len(self._targets)
+            if self._index == at:
+                self._index = (at + 1) % len(self._targets)
 
     def drain(self) -> list[ChannelT]:
         """Forget all channels and return them, for closing."""

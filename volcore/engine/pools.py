@@ -1,4 +1,11 @@
-"""The pools that are open, and their figures."""
+"""The pools that are open, those that another server has, and their figures.
+
+A pool that this server stands by for is served by another one: calls are told so, and go there.
+While it is being taken over, calls wait for it.
+"""
+
+import threading
+from collections.abc import Sequence
 
 from volcore.backends.adopting import SupportsAdopt
 from volcore.backends.contract import (
@@ -12,7 +19,8 @@ from volcore.backends.contract import (
 from volcore.backends.verifying import SupportsVerify
 from volcore.engine.pool import Pool
 from volcore.engine.views import PoolView
-from volcore.errors import NotFoundError, Reason
+from volcore.errors import NotFoundError, Reason, UnavailableError
+from volcore.limits import TAKE_OVER_WAIT_S
 from volcore.model.records import Health
 
 
@@ -21,31 +29,63 @@ class Pools:
 
     def __init__(self) -> None:
         self._pools: dict[str, Pool] = {}
+        self._elsewhere: dict[str, str] = {}
+        """Who has the pools that this server stands by for; empty: they are being taken over."""
+        self._changed = threading.Condition()
 
     def add(self, pool: Pool) -> None:
         """Make an open pool known."""
         assert pool.name not in self._pools
-        self._pools[pool.name] = pool
+        with self._changed:
+            self._pools = {**self._pools, pool.name: pool}
+            self._elsewhere.pop(pool.name, None)
+            self._changed.notify_all()
+
+    def stand_by(self, names: Sequence[str], holder: str) -> None:
+        """Tell callers of these pools who serves them; with an empty holder let them wait."""
+        with self._changed:
+            self._elsewhere |= dict.fromkeys(names, holder)
+            self._changed.notify_all()
 
     def names(self) -> list[str]:
-        """Return the names of all pools, in order."""
+        """Return the names of all pools that are open here, in order."""
         return sorted(self._pools)
 
+    def all_names(self) -> list[str]:
+        """Return the names of all pools, in order; never waits.
+
+        Raises:
+            UnavailableError: POOL_ELSEWHERE, not all of them are open here.
+        """
+        with self._changed:
+            for name, holder in self._elsewhere.items():
+                raise _elsewhere(name, holder)
+        return self.names()
+
     def open(self, name: str) -> Pool:
-        """Return a pool.
+        """Return a pool; blocks for up to TAKE_OVER_WAIT_S while it is being taken over.
 
         Raises:
             NotFoundError: POOL_NOT_FOUND.
+            UnavailableError: POOL_ELSEWHERE, another server has it.
         """
-        try:
-            return self._pools[name]
-        except KeyError:
-            known = ", ".join(self.names()) or "none"
-            raise NotFoundError(
-                f"there is no pool {name[:100]!r}; this server has: {known}",
-                reason=Reason.POOL_NOT_FOUND,
-                pool=name[:100],
-            ) from None
+        found = self._pools.get(name)
+        return self._awaited(name) if found is None else found
+
+    def _awaited(self, name: str) -> Pool:
+        """Return a pool that was not open a moment ago; errors as `open`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._elsewhere.get(name) != "", TAKE_OVER_WAIT_S)
+            if name in self._pools:
+                return self._pools[name]
+            if name in self._elsewhere:
+                raise _elsewhere(name, self._elsewhere[name])
+        known = ", ".join(self.names()) or "none"
+        raise NotFoundError(
+            f"there is no pool {name[:100]!r}; this server has: {known}",
+            reason=Reason.POOL_NOT_FOUND,
+            pool=name[:100],
+        )
 
     def get(self, name: str) -> PoolView:
         """Return a pool and its figures.
@@ -81,3 +121,14 @@ class Pools:
     def list(self) -> list[PoolView]:
         """Return all pools with their figures, in the order of their names."""
         return [self.get(name) for name in self.names()]
+
+
+def _elsewhere(name: str, holder: str) -> UnavailableError:
+    """Return the error for a pool that this server stands by for."""
+    words = f"is served by another server ({holder})" if holder else "is being taken over"
+    return UnavailableError(
+        f"pool {name!r} {words}; repeat the call there: name all servers in the endpoint",
+        reason=Reason.POOL_ELSEWHERE,
+        retryable=True,
+        pool=name,
+    )

@@ -45,6 +45,7 @@ class RunningServer:
         self.log_path = directory / "server.log"
         self._config_path = directory / "volcore.toml"
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
         directory.mkdir(parents=True, exist_ok=True)
         pool_lines = pool_lines or f'backend = "local"\ndirectory = "{self.pool_directory}"\n'
         self._config_path.write_text(
@@ -78,13 +79,14 @@ listen = ["unix://{directory}/run/nbd.sock"]
         """Return a new client."""
         return Client(self.endpoint)
 
-    def start(self) -> None:
-        """Start it and wait until it answers.
+    def start(self, *, standby: bool = False) -> None:
+        """Start it and wait until it answers; with `standby` until it says that it stands by.
 
         Raises:
             ServerError: it ended, or does not answer in time.
         """
         assert self._process is None
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command, self._config_path],
@@ -93,11 +95,14 @@ listen = ["unix://{directory}/run/nbd.sock"]
                 stderr=log,
             )
         deadline = time.monotonic() + START_S
-        while not self._answers():
+        while not (self._stands_by() if standby else self._answers()):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise ServerError(f"the server did not start:\n{self.log()[-4000:]}")
             time.sleep(0.05)
+
+    def _stands_by(self) -> bool:
+        return '"standby": true' in self.log()[self._log_start :]
 
     def _answers(self) -> bool:
         if not self.socket_path.exists():
@@ -117,8 +122,26 @@ listen = ["unix://{directory}/run/nbd.sock"]
             self._process = None
 
     def freeze(self) -> None:
-        """Stop its execution until it is killed."""
+        """Stop its execution until it is killed or thawed."""
         os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def wait(self) -> int:
+        """Return its exit code when it has ended by itself.
+
+        Raises:
+            ServerError: it does not end in time.
+        """
+        assert self._process is not None
+        try:
+            code = self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired as err:
+            raise ServerError(f"the server does not end:\n{self.log()[-4000:]}") from err
+        self._process = None
+        return code
 
     def stop(self) -> int:
         """End it with SIGTERM and return its exit code.

@@ -6,5 +6,6 @@ entry; `Cluster` is the connection that pools of one cluster share.
 
 from volcore.backends.rbd.backend import RbdBackend
 from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.standby import PoolWatch
 
-__all__ = ["Cluster", "RbdBackend"]
+__all__ = ["Cluster", "PoolWatch", "RbdBackend"]

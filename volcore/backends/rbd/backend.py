@@ -92,6 +92,7 @@ class RbdBackend(VolumeBackend):
         secret_uuid: str = "",
         lock: bool = True,
         direct: bool = False,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Connect nothing yet.
 
@@ -101,12 +102,15 @@ class RbdBackend(VolumeBackend):
             secret_uuid: libvirt secret with the Ceph user's key, told to clients.
             lock: let one server at a time serve the pool.
             direct: make clones by the short path once it has proven itself; needs the lock.
+            on_lost: called once, by a thread, when another server has taken the pool: this process
+                is fenced off and cannot serve it any more.
         """
         self._cluster = cluster
         self._pool = pool
         self._secret_uuid = secret_uuid
         self._lock = lock
         self._direct = direct
+        self._on_lost = on_lost
         self._open: Session | None = None
 
     @property
@@ -117,7 +121,13 @@ class RbdBackend(VolumeBackend):
     def open(self) -> None:
         """See `VolumeBackend.open`; takes the pool's lock."""
         assert self._open is None, "open once"
-        self._open = Session(self._cluster, self._pool, lock=self._lock, direct=self._direct)
+        self._open = Session(
+            self._cluster,
+            self._pool,
+            lock=self._lock,
+            direct=self._direct,
+            on_lost=self._on_lost,
+        )
 
     def close(self) -> None:
         """See `VolumeBackend.close`; gives the pool's lock back."""

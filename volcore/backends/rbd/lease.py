@@ -1,14 +1,16 @@
 """One server per pool: a lock with a lease, so that two servers never recover each other's work.
 
 The lock is RADOS's own (OSD class `lock`) on the pool's catalog object. It lasts LEASE_S and is
-renewed every RENEW_S by a thread. What a server of the same host and boot left when it was killed
-is broken at once; otherwise the next server waits until the lease has run out. Whoever takes over
-from a server that did not stop cleanly first fences its client off, so that a server that only
-slept cannot write afterwards.
+renewed every RENEW_S by a thread; the OSD alone judges whether it has run out. What a server of the
+same host and boot left when it was killed is broken at once. Whoever takes over from a server that
+did not stop cleanly first fences its client off, so that a server that only slept cannot write
+afterwards; where that fails, nobody takes over unless the server before is known to be dead.
 
 Invariants:
 1. INV-LEASE-1 (must): `held` is False from the moment the OSD may give the lock to another server:
    the deadline counts from before the renewal was sent.
+2. INV-LEASE-2 (must): between two servers that serve a pool one after the other, the first has
+   stopped cleanly, or is fenced off, or is dead.
 
 Source: Ceph, src/cls/lock/cls_lock_types.h and cls_lock_ops.h.
 """
@@ -23,6 +25,7 @@ import struct
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +33,10 @@ from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
 from volcore.errors import Blocker, NotFoundError, PreconditionError, Reason, VolcoreError
+from volcore.limits import SERVER_LEASE_S, SERVER_RENEW_S
 
-LEASE_S: Final = 30
-RENEW_S: Final = 10
+LEASE_S: Final = SERVER_LEASE_S
+RENEW_S: Final = SERVER_RENEW_S
 LOCK_OBJECT: Final = "volcore_catalog"
 LOCK_NAME: Final = "volcore.server"
 
@@ -47,7 +51,17 @@ _LOG: Final = logging.getLogger(__name__)
 class PoolLease:
     """The right to serve a pool; `held` says whether it is still there."""
 
-    def __init__(self, cluster: Cluster, ioctx: Any, directory: Directory, pool: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        ioctx: Any,
+        directory: Directory,
+        pool: str,
+        *,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take nothing yet; `on_lost` is called once, by a thread, when another server has it."""
+        self._on_lost = on_lost
         self._cluster = cluster
         self._ioctx = ioctx
         self._directory = directory
@@ -55,6 +69,8 @@ class PoolLease:
         self._cookie = uuid.uuid4().hex
         self._text = json.dumps({**_identity(), "address": cluster.addresses}, sort_keys=True)
         self._deadline_s = 0.0
+        self._ran_out = False
+        """Whether the present lock was taken anew, and nobody has looked who served meanwhile."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,15 +83,23 @@ class PoolLease:
         """Take the lock, fence a predecessor that did not stop cleanly, start renewing.
 
         Raises:
-            PreconditionError: POOL_LOCKED, naming the server that has it.
+            PreconditionError: POOL_LOCKED, naming the server that has it; POOL_UNUSABLE, the server
+                before may still write and cannot be fenced off.
         """
         for _ in range(_ATTEMPTS):
-            if self._try(flags=0):
+            started_s = self._try(flags=0)
+            if started_s is not None:
                 break
-            self._break_if_dead()
+            if (holder := living_holder(self._ioctx, self._pool, dismiss=True)) is not None:
+                raise self._locked(holder)
         else:
             raise self._locked({})
-        self._take_over()
+        try:
+            self._take_over()
+        except BaseException:
+            self._give_back()
+            raise
+        self._deadline_s = started_s + LEASE_S
         self._thread = threading.Thread(
             target=self._renew_for_ever, name=f"volcore-lease-{self._pool}", daemon=True
         )
@@ -92,11 +116,15 @@ class PoolLease:
         self._deadline_s = 0.0
         with contextlib.suppress(VolcoreError):
             self._directory.set_server(None)
-            with translated(f"unlock pool {self._pool}"):
-                self._ioctx.unlock(LOCK_OBJECT, LOCK_NAME, self._cookie)
+            self._give_back()
 
-    def _try(self, *, flags: int) -> bool:
-        """Take or renew the lock; return whether it is ours now.
+    def _give_back(self) -> None:
+        """Unlock; where that fails the lease runs out by itself."""
+        with contextlib.suppress(VolcoreError), translated(f"unlock pool {self._pool}"):
+            self._ioctx.unlock(LOCK_OBJECT, LOCK_NAME, self._cookie)
+
+    def _try(self, *, flags: int) -> float | None:
+        """Take or renew the lock; return from when on it is ours, or None.
 
         Not by `Ioctx.lock_exclusive`: that one leaves the microseconds of the duration to chance.
         """
@@ -113,66 +141,65 @@ class PoolLease:
             self._ioctx.execute(LOCK_OBJECT, "lock", "lock", _struct(body))
         except ceph_errors() as err:
             if errno_of(err) in _LOST:
-                return False
+                return None
             raise error_of(err, f"lock pool {self._pool}") from err
-        self._deadline_s = started_s + LEASE_S
-        return True
+        return started_s
 
     def _take_over(self) -> None:
         """Fence the previous server if it did not stop cleanly, then write ourselves down."""
         found = self._directory.server()
         if found is not None:
-            address = _parsed(found.decode(errors="replace")).get("address", "")
+            before = _parsed(found.decode(errors="replace"))
+            address = before.get("address", "")
             if address and address != self._cluster.addresses and not self._cluster.fence(address):
-                _LOG.warning(
-                    "pool %s: the previous server at %s could not be fenced off; give the Ceph user"
-                    " mon 'profile rbd'",
-                    self._pool,
-                    address,
+                words = (
+                    f"the server of before ({name_of(before)}) at {address} could not be fenced off"
                 )
+                if not _is_dead(before):
+                    raise PreconditionError(
+                        f"pool {self._pool}: {words}, so it may still write; give the Ceph user"
+                        " mon 'profile rbd', then repeat",
+                        reason=Reason.POOL_UNUSABLE,
+                        retryable=True,
+                    )
+                _LOG.warning("pool %s: %s; its process is dead", self._pool, words)
         self._directory.set_server(self._text.encode())
 
     def _renew_for_ever(self) -> None:
         """Renew until stopped, or until the lock is somebody else's."""
         while not self._stop.wait(RENEW_S):
             try:
-                if not self._try(flags=_MUST_RENEW):
-                    self._deadline_s = 0.0
-                    _LOG.error("pool %s: another server has taken the lock", self._pool)
-                    return
+                renewed_s = self._renew()
             except VolcoreError as err:
                 _LOG.warning("pool %s: the lock was not renewed: %s", self._pool, err)
+                continue
+            if renewed_s is None:
+                self._deadline_s = 0.0
+                _LOG.error("pool %s: another server has taken the lock", self._pool)
+                self._on_lost()
+                return
+            self._deadline_s = renewed_s + LEASE_S
 
-    def _break_if_dead(self) -> None:
-        """Break the lock of a process of this host and boot that is gone.
+    def _renew(self) -> float | None:
+        """Renew the lock; return from when on it is ours, or None when it is lost.
 
-        Raises:
-            PreconditionError: POOL_LOCKED, its holder lives or cannot be judged from here.
+        A lease that ran out is taken again if nobody had the pool meanwhile: whoever does fences us
+        off, or else writes himself down, before he changes anything.
         """
-        for client, cookie, text in self._lockers():
-            holder = _parsed(text)
-            if not _is_dead(holder):
-                raise self._locked(holder)
-            kind, number = client
-            body = _string(LOCK_NAME) + struct.pack("<Bq", kind, number) + _string(cookie)
-            with contextlib.suppress(NotFoundError), translated(f"unlock pool {self._pool}"):
-                self._ioctx.execute(LOCK_OBJECT, "lock", "break_lock", _struct(body))
-
-    def _lockers(self) -> list[tuple[tuple[int, int], str, str]]:
-        """Return ((entity type, number), cookie, description) of each holder."""
-        try:
-            _, raw = self._ioctx.execute(
-                LOCK_OBJECT, "lock", "get_info", _struct(_string(LOCK_NAME)), 64 << 10
-            )
-        except ceph_errors() as err:
-            if errno_of(err) == errno.ENOENT:
-                return []
-            raise error_of(err, f"read the lock of pool {self._pool}") from err
-        return _decode_lockers(raw)
+        renewed_s = self._try(flags=_MUST_RENEW)
+        if renewed_s is None:
+            self._ran_out = True
+            renewed_s = self._try(flags=0)
+        if renewed_s is not None and self._ran_out:
+            if self._directory.server() != self._text.encode():
+                self._give_back()
+                return None
+            self._ran_out = False
+        return renewed_s
 
     def _locked(self, holder: dict[str, Any]) -> PreconditionError:
         """Return the refusal."""
-        name = f"{holder.get('host', 'unknown host')}, process {holder.get('pid', 'unknown')}"
+        name = name_of(holder)
         return PreconditionError(
             f"pool {self._pool} is served by another server ({name}); stop that one first, or wait"
             f" {LEASE_S} seconds if it has died",
@@ -180,6 +207,44 @@ class PoolLease:
             retryable=True,
             blockers=(Blocker(kind="server", name=name),),
         )
+
+
+def living_holder(ioctx: Any, pool: str, *, dismiss: bool = False) -> dict[str, Any] | None:
+    """Return what is known of the server that has a pool; None if there is none, or it is dead.
+
+    With `dismiss` the lock of one that is known to be dead is broken.
+
+    Raises:
+        UnavailableError: CLUSTER_UNREACHABLE.
+    """
+    for client, cookie, text in _lockers(ioctx, pool):
+        holder = _parsed(text)
+        if not _is_dead(holder):
+            return holder
+        if dismiss:
+            kind, number = client
+            body = _string(LOCK_NAME) + struct.pack("<Bq", kind, number) + _string(cookie)
+            with contextlib.suppress(NotFoundError), translated(f"unlock pool {pool}"):
+                ioctx.execute(LOCK_OBJECT, "lock", "break_lock", _struct(body))
+    return None
+
+
+def _lockers(ioctx: Any, pool: str) -> list[tuple[tuple[int, int], str, str]]:
+    """Return ((entity type, number), cookie, description) of each holder whose lease lasts."""
+    try:
+        _, raw = ioctx.execute(
+            LOCK_OBJECT, "lock", "get_info", _struct(_string(LOCK_NAME)), 64 << 10
+        )
+    except ceph_errors() as err:
+        if errno_of(err) == errno.ENOENT:
+            return []
+        raise error_of(err, f"read the lock of pool {pool}") from err
+    return _decode_lockers(raw)
+
+
+def name_of(holder: dict[str, Any]) -> str:
+    """Return how people find a server."""
+    return f"{holder.get('host', 'unknown host')}, process {holder.get('pid', 'unknown')}"
 
 
 def _identity() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
 
@@ -46,10 +46,19 @@ _TRASH_OBJECT: Final = "rbd_trash"
 class Session:
     """An open pool: connection, directory, lease, open images."""
 
-    def __init__(self, cluster: Cluster, pool: str, *, lock: bool, direct: bool) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        pool: str,
+        *,
+        lock: bool,
+        direct: bool,
+        on_lost: Callable[[], None],
+    ) -> None:
         """Connect, and take the pool's lock if `lock`; see `VolumeBackend.open` for errors.
 
-        With `direct` and the lock, clones take the short path once that is proven.
+        With `direct` and the lock, clones take the short path once that is proven. `on_lost` is
+        called once when another server has taken the pool.
         """
         self.cluster = cluster
         self.pool = pool
@@ -106,7 +115,7 @@ class Session:
                 ),
             )
             if lock:
-                self.lease = PoolLease(cluster, self.ioctx, self.directory, pool)
+                self.lease = PoolLease(cluster, self.ioctx, self.directory, pool, on_lost=on_lost)
                 self.lease.acquire()
                 undo.callback(self.lease.release)
                 self.links.end_all()
