@@ -143,7 +143,7 @@ def test_lease_that_ran_out_is_taken_again(ceph_cluster, ceph_pool, monkeypatch)
     backend = new_backend(ceph_cluster, ceph_pool, on_lost=lost.set)
     backend.open()
     with closing(backend), raw_pool(ceph_cluster, ceph_pool) as ioctx:
-        ioctx.remove_xattr(LOCK_OBJECT, f"lock.{LOCK_NAME}")
+        ioctx.rm_xattr(LOCK_OBJECT, f"lock.{LOCK_NAME}")
         end_s = time.monotonic() + 10
         while f"lock.{LOCK_NAME}" not in dict(ioctx.get_xattrs(LOCK_OBJECT)):
             assert time.monotonic() < end_s, "the lock is not taken again"
@@ -163,7 +163,7 @@ def test_pool_that_somebody_had_is_lost(ceph_cluster, ceph_pool, monkeypatch):
     backend.open()
     with closing(backend), raw_pool(ceph_cluster, ceph_pool) as ioctx:
         backend._session().directory.set_server(None)
-        ioctx.remove_xattr(LOCK_OBJECT, f"lock.{LOCK_NAME}")
+        ioctx.rm_xattr(LOCK_OBJECT, f"lock.{LOCK_NAME}")
         assert lost.wait(10)
         with pytest.raises(UnavailableError):
             backend.create("v", SIZE)

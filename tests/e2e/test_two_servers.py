@@ -1,0 +1,228 @@
+"""Two servers on one pool of a real Ceph: the one that has it dies or freezes, the other goes on.
+
+Nobody is restarted for that: the server that stood by ends or undoes what was begun, and the very
+call that was cut off returns the right result through it.
+"""
+
+import random
+import threading
+import time
+
+import pytest
+
+from e2e.conftest import RbdSite, wait_for_short_path
+from volcore.client import Client
+from volcore.errors import NotFoundError, VolcoreError
+from volcore.limits import MIB, SERVER_LEASE_S
+from volcore.testing.failover import IMAGE, POOL, Pair, Run, judge
+from volcore.v1 import operation_pb2, pool_pb2, volume_pb2
+
+pytestmark = pytest.mark.ceph
+TAKEN_S = 20.0
+"""How long a take-over may last on a busy machine; a quiet one needs half a second."""
+NAMES = [f"d{number:02}" for number in range(12)]
+
+
+@pytest.fixture
+def pair(ceph_cluster, ceph_pool, tmp_path):
+    made = Pair(ceph_cluster, ceph_pool, tmp_path, more='user = "admin"\nwarm_clones = 24\n')
+    with made.running():
+        wait_for_short_path(made.leader)
+        yield made
+
+
+@pytest.fixture
+def site(pair, ceph_cluster, ceph_pool):
+    return RbdSite(pair.leader, ceph_cluster.conf_path, ceph_pool)
+
+
+@pytest.fixture
+def image_path(tmp_path):
+    path = tmp_path / "image.raw"
+    source = random.Random(3)
+    with path.open("wb") as file:
+        for _ in range(24):
+            file.write(source.randbytes(MIB))
+    return path
+
+
+class Cut:
+    """Starts work, kills the server that has the pool in its middle, and checks what is there."""
+
+    def __init__(self, pair: Pair, site: RbdSite) -> None:
+        self.pair, self.site = pair, site
+
+    def __call__(self, work, *, after_s: float) -> None:
+        """The call under way ends well through the other server, and storage and catalog agree."""
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                with self.pair.client() as client:
+                    work(client)
+            except BaseException as err:
+                errors.append(err)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(after_s)
+        self.pair.kill()
+        started_s = time.monotonic()
+        thread.join(60)
+        took_s = time.monotonic() - started_s
+        assert not thread.is_alive()
+        assert not errors, errors
+        assert took_s < TAKEN_S, took_s
+        self.site.server = self.pair.leader
+        self.check()
+        self.pair.restart()
+
+    def check(self) -> None:
+        """`rbd ls` and the catalog agree but for the stock of warm clones."""
+        self.site.wait_deleted()
+        end_s = time.monotonic() + TAKEN_S
+        while True:
+            with self.pair.leader.client() as client:
+                known = {
+                    one.backend_name
+                    for one in (*client.list_volumes(POOL), *client.list_images(POOL))
+                }
+                stock = client.get_pool(POOL).warm_clones.ready_count
+            rest = self.site.objects() - known
+            if known <= self.site.objects() and len(rest) == stock:
+                break
+            assert time.monotonic() < end_s, (rest, stock, known)
+            time.sleep(0.1)
+        assert all(name.startswith("warm-") for name in rest), rest
+
+
+@pytest.mark.timeout(300)
+def test_killed_in_the_middle(pair, site, image_path):
+    """Goal: the other one ends or undoes it. Method: kill -9 at a part of each kind of work."""
+    cut = Cut(pair, site)
+    volumes = f"{POOL}/volumes"
+    with pair.client() as client:
+        began_s = time.monotonic()
+        client.import_image(f"{POOL}/images/first", image_path)
+        import_s = time.monotonic() - began_s
+
+    def import_it(client: Client) -> None:
+        assert client.import_image(IMAGE, image_path).size_bytes == 24 * MIB
+
+    def deploy(client: Client) -> None:
+        made = client.deploy_volumes(IMAGE, NAMES)
+        assert [one.name for one in made] == [f"{volumes}/{name}" for name in NAMES]
+
+    def flatten(client: Client) -> None:
+        operation = client.flatten_volume(f"{volumes}/{NAMES[0]}")
+        ended = client.wait_operation(operation.name)
+        assert ended.phase == operation_pb2.OPERATION_PHASE_SUCCEEDED, ended
+        shown = client.get_volume(f"{volumes}/{NAMES[0]}", view=volume_pb2.VOLUME_VIEW_FULL)
+        assert shown.depth == 0
+
+    def adopt(client: Client) -> None:
+        for number in range(4):
+            made = client.adopt_volume(f"{volumes}/adopted{number}", f"foreign{number}")
+            assert made.backend_name == f"foreign{number}"
+
+    def delete(client: Client) -> None:
+        for name in NAMES:
+            client.delete_volume(f"{volumes}/{name}")
+        with pytest.raises(NotFoundError):
+            client.get_volume(f"{volumes}/{NAMES[0]}")
+
+    cut(import_it, after_s=import_s / 2)
+    with pair.client() as client:
+        digests = {client.get_image(f"{POOL}/images/{name}").digest for name in ("first", "gold")}
+        assert len(digests) == 1
+        client.deploy_volumes(IMAGE, ["seed"])  # from here on a stock is being filled
+    cut(deploy, after_s=0.05)
+    cut(flatten, after_s=0.15)
+    for number in range(4):
+        site.run("rbd", "create", "--size", "4M", f"{site.pool}/foreign{number}")
+    cut(adopt, after_s=0.1)
+    cut(delete, after_s=0.1)
+    with pair.client() as client:
+        assert {one.name.rpartition("/")[2] for one in client.list_volumes(POOL)} == {
+            "seed",
+            *(f"adopted{number}" for number in range(4)),
+        }
+
+
+@pytest.mark.timeout(300)
+def test_frozen_in_the_middle(pair, site):
+    """Goal: who wakes up late changes nothing. Method: SIGSTOP amid a deploy, then SIGCONT."""
+    with pair.client() as client:
+        client.create_volume(f"{POOL}/volumes/source", size_bytes=8 * MIB)
+        client.create_snapshot(f"{POOL}/volumes/source/snapshots/s")
+        client.publish_image(IMAGE, f"{POOL}/volumes/source/snapshots/s")
+
+    errors: list[VolcoreError] = []
+
+    def late() -> None:
+        with Client(pair.leader.endpoint) as client:
+            try:
+                client.deploy_volumes(IMAGE, [f"late{number:03}" for number in range(200)])
+            except VolcoreError as err:
+                errors.append(err)
+
+    frozen, other = pair.leader, pair.other
+    thread = threading.Thread(target=late)
+    thread.start()
+    time.sleep(0.1)
+    frozen.freeze()
+    started_s = time.monotonic()
+    with Client(f"unix:///nowhere.sock,{other.endpoint}") as client:
+        assert client.get_pool(POOL).name == POOL
+        assert time.monotonic() - started_s < SERVER_LEASE_S + TAKEN_S
+        client.create_volume(f"{POOL}/volumes/new", size_bytes=MIB)
+        client.delete_volume(f"{POOL}/volumes/source", force=True)
+        site.server = other
+        site.wait_deleted()
+        before = {one.name for one in client.list_volumes(POOL)}
+        rows = (site.objects(), rows_of(site))
+        frozen.thaw()
+        assert frozen.wait() == 1
+        thread.join()
+        assert errors, "the deployment ended before the server froze"
+        assert "pool lost" in frozen.log()
+        assert {one.name for one in client.list_volumes(POOL)} == before
+        assert (site.objects(), rows_of(site)) == rows
+
+
+def rows_of(site: RbdSite) -> set[str]:
+    """The keys of the catalog and of the directory."""
+    return {
+        line
+        for name in ("volcore_catalog", "volcore_directory")
+        for line in site.run("rados", "-p", site.pool, "listomapkeys", name).splitlines()
+        if not line.startswith(("warm_clone/", "n/", "s/"))
+    }
+
+
+@pytest.mark.timeout(300)
+def test_no_call_fails(ceph_cluster, ceph_pool, tmp_path):
+    """Goal: callers do not notice a kill. Method: 16 of them, two kills, then compare it all."""
+    with Pair(ceph_cluster, ceph_pool, tmp_path, more='user = "admin"\n').running() as pair:
+        run = Run(pair, calls=200, kills=2, callers=16, seed=1)
+        report = run.run()
+        assert not report.failures, report.failures[0]
+        assert report.kills == 2
+        assert report.under_way_at_a_kill > 0
+        assert judge(pair, run.callers) == []
+
+
+def test_standby_says_who_has_the_pool(pair):
+    """Goal: a clear answer where the call cannot be served. Method: ask the other one alone."""
+    with Client(pair.other.endpoint, timeout_s=2) as client:
+        for call in (lambda: client.get_pool(POOL), lambda: list(client.list_pools())):
+            with pytest.raises(VolcoreError, match=rf"process {pair.leader.pid}\b") as caught:
+                call()
+            assert caught.value.reason == "POOL_ELSEWHERE"
+    with pair.client() as client:
+        assert isinstance(client.get_pool(POOL), pool_pb2.Pool)
+    pair.leader.stop()
+    started_s = time.monotonic()
+    with Client(pair.other.endpoint) as client:
+        client.get_pool(POOL)
+    assert time.monotonic() - started_s < TAKEN_S
