@@ -146,9 +146,9 @@ async def _run(config: Config) -> int:
     finally:
         telling.cancel()
         await asyncio.to_thread(storage.stop_taking)
-        engine.close(LAST_WAIT_S)
-        clean = await asyncio.to_thread(api.close, LAST_WAIT_S)
-        clean = await asyncio.to_thread(storage.close) and clean
+        clean = engine.close(LAST_WAIT_S)
+        clean = await asyncio.to_thread(api.close, LAST_WAIT_S) and clean
+        clean = await asyncio.to_thread(storage.close, idle=clean) and clean
         _log.info("stopped", clean=clean)
     return 0 if clean and not lost.pool else 1
 
@@ -226,6 +226,7 @@ class Storage:
         self._exporter: NbdExporter | None = None
         self._undo = ExitStack()
         self._clean = True
+        self._keeps_rbd = False
 
     @property
     def nbd_addresses(self) -> list[str]:
@@ -277,9 +278,14 @@ class Storage:
         if self._standby is not None:
             self._standby.close()
 
-    def close(self) -> bool:
-        """Close everything in reverse; say whether all of it went well."""
+    def close(self, *, idle: bool) -> bool:
+        """Close everything in reverse; say whether all of it went well.
+
+        Where threads are still at work (not `idle`), rbd pools are not given back: the next server
+        waits for the end of this process, and fences it off.
+        """
         self.stop_taking()
+        self._keeps_rbd = not idle
         self._undo.close()
         return self._clean
 
@@ -308,7 +314,8 @@ class Storage:
                     self._on_lost(pool.name)
                 raise
             undo.pop_all()
-        self._later(pool.name, backend.close)
+        keeps = isinstance(pool, RbdPool)
+        self._later(pool.name, lambda: None if keeps and self._keeps_rbd else backend.close())
         self._later(pool.name, catalog.close)
 
     def _open_nbd(self) -> "NbdExporter | None":

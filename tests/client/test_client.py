@@ -23,6 +23,7 @@ from volcore.client import (
     checks,
     deletes,
 )
+from volcore.client.channel import Connections
 from volcore.client.retry import Tries, worth_repeating
 from volcore.errors import (
     BackendIOError,
@@ -185,6 +186,40 @@ def test_next_endpoint(serve):
     with Client(f"unix:///nowhere.sock,{live}", retry=FAST) as client:
         assert client.get_pool("pools/p").name == "pools/p"
         assert client.get_pool("pools/q").name == "pools/q"
+
+
+def test_every_endpoint_is_tried_before_a_pause():
+    """Goal: a dead server costs no wait, and both dead no storm. Method: look at the pauses."""
+    policy = RetryPolicy(tries_max=1, failover_s=60)
+    tries = Tries(policy, None, endpoint_count=3)
+    pauses = [tries.pause_after(unavailable()) for _ in range(30)]
+    assert [pause == 0 for pause in pauses] == [True, True, False] * 10
+    assert 0.05 <= pauses[2] <= 0.1
+    assert all(policy.failover_delay_s_max / 2 <= pause <= 0.25 for pause in pauses[8::3])
+    assert tries.pause_after(ConflictError("no", reason=Reason.NAME_TAKEN)) is None
+    over = Tries(RetryPolicy(failover_s=0), None, endpoint_count=2)
+    assert over.pause_after(unavailable()) is None
+
+
+def test_failover_outlasts_the_tries(serve):
+    """Goal: a take-over of some seconds fails no call. Method: two servers, down for long."""
+    one, other = Flaky(*[unavailable()] * 9), Flaky(*[unavailable()] * 20)
+    policy = RetryPolicy(tries_max=2, failover_delay_s_max=0.02)
+    with Client(f"{serve(one)},{serve(other)}", retry=policy) as client:
+        assert client.get_pool("pools/p").name == "pools/p"
+    assert (len(one.seen), len(other.seen)) == (10, 9)
+    assert len({request_id for request_id, _ in one.seen + other.seen}) == 1
+
+
+def test_callers_turn_together():
+    """Goal: nobody turns back to the dead one. Method: many that failed at the same endpoint."""
+    connections = Connections(("a", "b"), lambda target: grpc.insecure_channel(f"unix:/{target}"))
+    at, _ = connections.method("PoolService", "GetPool")
+    for _ in range(16):
+        connections.turn_from(at)
+    assert connections.target == "b"
+    for channel in connections.drain():
+        channel.close()
 
 
 def test_no_server():

@@ -106,8 +106,11 @@ class Deletions:
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout_s)
 
-    def close(self, timeout_s: float) -> None:
-        """Begin no more, and wait so long for what is being freed; the next start does the rest."""
+    def close(self, timeout_s: float) -> bool:
+        """Begin no more, and wait so long for what is being freed; say whether that has ended.
+
+        The next start does the rest.
+        """
         with self._changed:
             self._closing = True
             left, self._queue = self._queue, []
@@ -115,7 +118,7 @@ class Deletions:
         for waiting in left:
             self._operations.leave(waiting.work)
         with self._changed:
-            self._changed.wait_for(lambda: not self._busy, timeout_s)
+            return self._changed.wait_for(lambda: not self._busy, timeout_s)
 
     def _check_room(self) -> None:
         if len(self._queue) >= DELETES_WAITING_MAX:

@@ -104,17 +104,24 @@ class Engine:
         self.trash.start()
         self.warm.start()
 
-    def close(self, timeout_s: float) -> None:
-        """Interrupt background work so that it goes on at the next start; pools stay open."""
+    def close(self, timeout_s: float) -> bool:
+        """Interrupt background work so that it goes on at the next start; pools stay open.
+
+        Returns:
+            Whether all of it has ended; else threads are still at work in the storage.
+        """
         self.warm.close()
         self.schedule.close()
-        self.trash.close(timeout_s)
-        self.deletions.close(timeout_s)
-        self.operations.close(timeout_s)
+        ended = [
+            self.trash.close(timeout_s),
+            self.deletions.close(timeout_s),
+            self.operations.close(timeout_s),
+        ]
         self.lookout.close(timeout_s)
         for name in self.pools.names():
             self.pools.open(name).behind.close()
             self.pools.open(name).making.close()
+        return all(ended)
 
 
 def recover(pool: Pool) -> None:

@@ -298,17 +298,17 @@ class Operations:
                 )
                 pool.catalog.commit([put(ended(operation, cut_off), operation)])
 
-    def close(self, timeout_s: float) -> None:
-        """Interrupt all work and wait up to `timeout_s` for it to leave things in order."""
+    def close(self, timeout_s: float) -> bool:
+        """Interrupt all work and wait so long for it to leave things in order; say if it has."""
         with self._lock:
             works = list(self._running.values())
         deadline = time.monotonic() + timeout_s
         for work in works:
             work.interrupted.set()
-        for work in works:
-            work.ended.wait(max(0.0, deadline - time.monotonic()))
+        ended = [work.ended.wait(max(0.0, deadline - time.monotonic())) for work in works]
         for executor in (self._executor, *self._own_executors.values()):
             executor.shutdown(wait=False, cancel_futures=True)
+        return all(ended)
 
     def _submit(self, work: Work, action: Action) -> None:
         executor = self._own_executors.get(work.operation.action, self._executor)

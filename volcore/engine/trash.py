@@ -50,11 +50,15 @@ class Trash:
         """Purge what is over from now on; once."""
         self._thread.start()
 
-    def close(self, timeout_s: float) -> None:
-        """Purge no more, and wait so long for a call that is in the storage; idempotent."""
+    def close(self, timeout_s: float) -> bool:
+        """Purge no more, and wait so long for a call that is in the storage; say if it has ended.
+
+        Idempotent.
+        """
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def list(
         self,

@@ -145,8 +145,9 @@ class Proof:
         for suffix in ("theirs", "ours"):
             for number in range(len(_PAIRS)):
                 self._delete(f"{SCRATCH}.{suffix}{number}{_CHILD}")
+                self._drop_dangling_links(f"{SCRATCH}.{suffix}{number}")
                 self._delete(f"{SCRATCH}.{suffix}{number}")
-        self._drop_dangling_links()
+        self._drop_dangling_links(SCRATCH)
         self._delete(SCRATCH)
         self._directory.set_proving(False)
 
@@ -355,9 +356,9 @@ class Proof:
         rows = self._like.rows(header_object(self._like.image_id(SCRATCH)))
         return rows.get(wire.children_key(snap), b"")
 
-    def _drop_dangling_links(self) -> None:
-        """Delete links of the scratch image to clones whose other half was never written."""
-        image_id = self._headers.image_id(SCRATCH)
+    def _drop_dangling_links(self, name: str) -> None:
+        """Delete links of a scratch image to clones of which nothing else is there."""
+        image_id = self._headers.image_id(name)
         if image_id is None or not self._headers.exists(image_id):
             return
         header = header_object(image_id)
