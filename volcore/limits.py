@@ -86,6 +86,10 @@ STANDBY_RETRY_S: Final = 5.0
 """How long it waits after a take-over that did not succeed."""
 TAKE_OVER_WAIT_S: Final = 10.0
 """How long a call waits while its pool is being taken over, before it is UNAVAILABLE."""
+RECOVERIES_AT_ONCE: Final = 16
+"""Changes settled at a time when a pool is opened: each waits for monitors or OSDs."""
+RECOVERY_WAIT_S: Final = 600.0
+"""How long one of them may wait for another of the same volume."""
 LOST_EXIT_S: Final = 10.0
 """How long a server that lost its pool may take to end by itself."""
 FAILOVER_S: Final = 30.0

@@ -1,5 +1,6 @@
 """The engine: all use cases over all pools of one server."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import structlog
@@ -18,7 +19,7 @@ from volcore.engine.figures import CountedCatalog
 from volcore.engine.group_snapshots import GroupSnapshots
 from volcore.engine.images import Images, ImageSettings
 from volcore.engine.operations import Operations
-from volcore.engine.pool import Exporter, Pool
+from volcore.engine.pool import Exporter, Pool, storage_lock
 from volcore.engine.pools import Pools
 from volcore.engine.reach import Lookout
 from volcore.engine.schedule import Schedule, ScrubSettings
@@ -28,6 +29,7 @@ from volcore.engine.trash import Trash
 from volcore.engine.volumes import Volumes
 from volcore.engine.warm import Keeper, load
 from volcore.errors import PreconditionError
+from volcore.limits import RECOVERIES_AT_ONCE, RECOVERY_WAIT_S
 from volcore.model.records import Intent, IntentAction, Operation
 
 _log = structlog.get_logger("volcore.engine")
@@ -128,27 +130,40 @@ def recover(pool: Pool) -> None:
     """Settle every change that was cut off, then free what nothing needs any more. Idempotent.
 
     Deletes that have an operation are left to that, so that a pool is served however many wait.
+    Changes of different volumes are settled beside each other where each waits for a cluster.
     A change that the backend refuses to settle now (a client still has the half-made volume open)
     keeps its intent: it stays invisible, and the next call or start tries again. It must not keep
     the pool, and all other volumes, from being served.
     """
     deletes = pool.list(Operation, wanted=lambda o: o.action == DELETE and not o.finished)
     waiting = {operation.subject_id for operation in deletes}
-    for intent in pool.list(Intent, wanted=lambda i: i.id not in waiting):
-        if intent.action is IntentAction.MAKE_VOLUME:
-            pool.making.begin([intent])
-        try:
-            settle(pool, intent)
-        except PreconditionError as err:
-            _log.warning(
-                "change not settled",
-                pool=pool.name,
-                action=intent.action,
-                subject=intent.subject_key,
-                reason=err.reason,
-                message=err.message,
-            )
+    intents = pool.list(Intent, wanted=lambda i: i.id not in waiting)
+    pool.making.begin([one for one in intents if one.action is IntentAction.MAKE_VOLUME])
+    at_once = 1 if pool.backend.caps.joins_catalog else min(len(intents), RECOVERIES_AT_ONCE)
+    if at_once <= 1:
+        for intent in intents:
+            _settle(pool, intent)
+    else:
+        with ThreadPoolExecutor(at_once, thread_name_prefix="recover") as threads:
+            for done in [threads.submit(_settle, pool, intent) for intent in intents]:
+                done.result()
     if isinstance(pool.backend, SupportsCollect):
         freed = pool.backend.collect()
         if freed:
             _log.info("deleted volumes freed", pool=pool.name, count=freed)
+
+
+def _settle(pool: Pool, intent: Intent) -> None:
+    """Settle a change if the backend lets us, beside changes of other volumes; errors as above."""
+    try:
+        with pool.locks.hold([storage_lock(intent.backend_volume_id)], timeout_s=RECOVERY_WAIT_S):
+            settle(pool, intent)
+    except PreconditionError as err:
+        _log.warning(
+            "change not settled",
+            pool=pool.name,
+            action=intent.action,
+            subject=intent.subject_key,
+            reason=err.reason,
+            message=err.message,
+        )
