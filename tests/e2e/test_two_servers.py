@@ -186,12 +186,7 @@ def test_frozen_in_the_middle(pair, site):
         site.server = other
         site.wait_deleted()
         before = {one.name for one in client.list_volumes(POOL)}
-        end_s = time.monotonic() + TAKEN_S
-        rows = rows_of(site)
-        while any(row.startswith("intent/") for row in rows):
-            assert time.monotonic() < end_s, rows
-            time.sleep(0.05)
-            rows = rows_of(site)
+        rows = settled_rows(site)
         frozen.thaw()
         assert frozen.wait() == 1
         thread.join()
@@ -240,6 +235,17 @@ def test_the_one_that_takes_over_dies(pair, site, ceph_cluster, ceph_module_pool
         second.start(standby=True)
     finally:
         third.kill()
+
+
+def settled_rows(site: RbdSite) -> set[str]:
+    """The rows once no intent is left, and nothing behind the answers changes them any more."""
+    end_s = time.monotonic() + TAKEN_S
+    before: set[str] = set()
+    while (rows := rows_of(site)) != before or any(row.startswith("intent/") for row in rows):
+        assert time.monotonic() < end_s, rows ^ before
+        before = rows
+        time.sleep(0.5)
+    return rows
 
 
 def rows_of(site: RbdSite) -> set[str]:
