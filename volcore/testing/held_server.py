@@ -145,16 +145,15 @@ def _arm_calls(hold: Hold) -> None:
 
 
 def _arm_commits(hold: Hold) -> None:
-    owners: tuple[tuple[Any, str], ...] = ((SqliteCatalog, "commit"), (OmapCatalog, "_commit"))
-    for owner, name in owners:
-        commit = getattr(owner, name)
+    for owner in (SqliteCatalog, OmapCatalog):
+        commit = owner.commit
 
-        def held_commit(self: Any, *arguments: Any, commit: Any = commit) -> None:
-            commit(self, *arguments)
+        def held_commit(self: Any, changes: Any, commit: Any = commit) -> None:
+            commit(self, changes)
             for _ in _pass_middle(hold, lambda method: method not in _STREAMS):
                 time.sleep(_POLL_S)
 
-        setattr(owner, name, held_commit)
+        owner.commit = held_commit  # type: ignore[method-assign]
 
 
 def _arm_imports(hold: Hold) -> None:
