@@ -202,21 +202,6 @@ def test_optimised_python(directory):
     refused(run(config, python=("-O",)), "without -O")
 
 
-def test_ready_is_told(directory):
-    """Goal: a service manager hears when the server is ready, and when it stops."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(directory / "notify"))
-        manager.settimeout(30)
-        os.environ["NOTIFY_SOCKET"] = str(directory / "notify")
-        try:
-            with RunningServer(directory) as server:
-                assert manager.recv(100) == b"READY=1"
-                assert server.stop() == 0
-                assert manager.recv(100) == b"STOPPING=1"
-        finally:
-            del os.environ["NOTIFY_SOCKET"]
-
-
 @pytest.fixture
 def certificates(directory):
     """An authority, and certificates of a server and a client."""
