@@ -71,6 +71,8 @@ class PoolLease:
         self._deadline_s = 0.0
         self._ran_out = False
         """Whether the present lock was taken anew, and nobody has looked who served meanwhile."""
+        self.lost = False
+        """Whether another server has taken the lock."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -174,6 +176,7 @@ class PoolLease:
                 _LOG.warning("pool %s: the lock was not renewed: %s", self._pool, err)
                 continue
             if renewed_s is None:
+                self.lost = True
                 self._deadline_s = 0.0
                 _LOG.error("pool %s: another server has taken the lock", self._pool)
                 self._on_lost()

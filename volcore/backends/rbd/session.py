@@ -155,7 +155,7 @@ class Session:
         """Return when the OSDs have answered this server about the pool's lock.
 
         Raises:
-            UnavailableError: they did not.
+            UnavailableError: they did not, or the lock has yet to be taken again.
             PreconditionError: POOL_LOCKED, this server was fenced off or has lost its lock.
         """
         lost = PreconditionError(
@@ -171,7 +171,13 @@ class Session:
                 raise lost from err
             raise error_of(err, f"reach pool {self.pool}") from err
         if self.lease is not None and not self.lease.held:
-            raise lost
+            if self.lease.lost:
+                raise lost
+            raise UnavailableError(
+                f"the lock of pool {self.pool} has run out, and is being taken again",
+                reason=Reason.CLUSTER_UNREACHABLE,
+                retryable=True,
+            )
 
     def add_device(self, device: RbdDevice) -> None:
         """Remember an open device for `close`."""
