@@ -309,7 +309,7 @@ class Storage:
                     warm_clones_max=warm,
                     trash_retention_s=pool.trash_retention_s,
                 )
-            except VolcoreError:
+            except Exception:
                 if pool.name in self._engine.pools.names():  # some of its work has begun already
                     self._on_lost(pool.name)
                 raise

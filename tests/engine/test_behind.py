@@ -1,6 +1,7 @@
 """What goes on when a call has its answer: checks in a thread, and locks that outlive the call."""
 
 import threading
+from functools import partial
 
 import pytest
 
@@ -63,6 +64,22 @@ def test_tried_again(monkeypatch):
     assert checks.wait(60)
     assert tries == [0, 1, 2]
     assert others == [1]
+    checks.close()
+
+
+def test_a_bug_ends_nothing(monkeypatch):
+    """Goal: what a bug breaks is tried again, and locks do not stay. Method: raise what is none."""
+    monkeypatch.setattr(behind, "RETRY_S", 0.01)
+    checks, tries = Behind(), []
+
+    def begin():
+        tries.append(1)
+        assert len(tries) > 1
+        return partial(int, "no number") if len(tries) == 2 else lambda: None
+
+    checks.add(begin)
+    assert checks.wait(60)
+    assert len(tries) == 3
     checks.close()
 
 

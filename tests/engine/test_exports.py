@@ -24,6 +24,7 @@ from volcore.errors import (
     Reason,
 )
 from volcore.limits import EXPORT_BYTES_MAX, MIB
+from volcore.model.faults import FaultKind
 from volcore.model.records import Image, Intent, Operation, Volume, WarmClone
 from volcore.testing.device_contract import fetch
 from volcore.testing.device_contract import put as write
@@ -91,6 +92,9 @@ def test_a_lost_catalog(ceph_cluster, ceph_pool, tmp_path):
     with served(ceph_cluster, ceph_pool, tmp_path) as engine:
         at = engine.pools.open("p")
         assert records(exported(engine)) == []
+        *faults, _ = Audit(engine.pools, (0.05,)).run("p", repair=True)
+        assert [one.kind for one in faults] == [FaultKind.IMAGE_WITHOUT_RECORD] * len(images)
+        assert not any(one.mendable or one.mended for one in faults)
         assert sorted(at.backend.walk()) == images
         assert engine.exports.put("p", before) == COUNT + 3
         assert records(exported(engine)) == records(before)

@@ -18,11 +18,11 @@ from volcore import credentials
 from volcore.backends.memory import MemoryBackend
 from volcore.catalog.sqlite import SqliteCatalog
 from volcore.credentials import PskFile, TlsFiles, read_keys, server_context
-from volcore.daemon import NbdExporter
 from volcore.database import Database
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume
 from volcore.errors import InvalidArgumentError
+from volcore.exporter import NbdExporter
 from volcore.limits import MIB
 from volcore.model.records import AccessMode
 from volcore.nbd import ExportTable, NbdServer, TcpAddress, TlsPolicy, UnixAddress

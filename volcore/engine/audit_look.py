@@ -61,15 +61,16 @@ class Look:
                 reference, found = records.references.get(backend_id), facts.get(backend_id)
                 if reference is None:
                     if found is not None:
-                        yield self._without_record(backend_id)
+                        yield self._without_record(backend_id, is_lost=not records.references)
                 elif found is None:
                     if reference.is_needed and backend_id not in unlisted:
                         yield _without_image(reference, backend_id)
                 else:
                     yield from self._differences(records, reference, found)
 
-    def _without_record(self, backend_id: str) -> Fault:
-        able = isinstance(self._at.backend, SupportsAdopt)
+    def _without_record(self, backend_id: str, *, is_lost: bool) -> Fault:
+        """Return the fault of a volume that no record names; `is_lost`: no record names any."""
+        able = isinstance(self._at.backend, SupportsAdopt) and not is_lost
         return Fault(
             kind=FaultKind.IMAGE_WITHOUT_RECORD,
             concerns=f"{self._at.backend.caps.kind} image {backend_id}",
@@ -79,6 +80,9 @@ class Look:
             remedy="It is released, with all its data and snapshots, so that `volcore volume "
             f"adopt {backend_id}` can make it a volume; nothing is deleted."
             if able
+            else f"{_NO_REPAIR} nothing has a record, so the catalog may be lost: put an export "
+            "back with `volcore admin import`; without one, create a volume, then repair."
+            if is_lost
             else f"{_NO_REPAIR} it may hold data that somebody wants; restore the record from a "
             "backup of the pool.",
             mendable=able,

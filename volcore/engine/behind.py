@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from volcore.errors import VolcoreError
+import structlog
 
 DELAY_S: Final = 0.001
 """How long an answer gets to be on its way."""
 RETRY_S: Final = 1.0
 
 Check = Callable[[], Callable[[], None]]
-"""Begins a check, and returns what waits for its end. A VolcoreError of either means: once more."""
+"""Begins a check, and returns what waits for its end. An error of either means: once more."""
+_log = structlog.get_logger("volcore.engine")
 
 
 class Behind:
@@ -86,17 +87,19 @@ class Behind:
 
 
 def _together(checks: list[Check]) -> list[Check]:
-    """Begin all, then wait for each; return those that failed."""
+    """Begin all, then wait for each; return those that failed, a bug included: somebody waits."""
     begun: list[tuple[Check, Callable[[], None]]] = []
     failed: list[Check] = []
     for check in checks:
         try:
             begun.append((check, check()))
-        except VolcoreError:
+        except Exception:
+            _log.exception("not checked behind an answer, tried again")
             failed.append(check)
     for check, end in begun:
         try:
             end()
-        except VolcoreError:
+        except Exception:
+            _log.exception("not checked behind an answer, tried again")
             failed.append(check)
     return failed

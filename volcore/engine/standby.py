@@ -113,6 +113,11 @@ class Standby:
                     pause_s, seen = STANDBY_RETRY_S, None
                     self._pools.stand_by(self._waiting, _NOBODY)
                 continue
+            except Exception:  # a bug: callers wait for the pool, and another try may do better
+                _log.exception("pool not taken over", pool=name)
+                pause_s, seen = STANDBY_RETRY_S, None
+                self._pools.stand_by(self._waiting, _NOBODY)
+                continue
             pause_s = STANDBY_LOOK_S
             if holder != seen:
                 _log.info("standing by", pool=name, server=holder)
