@@ -2,8 +2,8 @@
 
 A record is written before the work starts and when it ends; progress in between is written at most
 once a second, and told from memory by the server that does the work. At a server's start, work that
-can go on is taken up again; other work that was cut off ends as FAILED. What ended is forgotten
-after a day.
+can go on is taken up again, and it also waits out a storage that cannot be reached; other work that
+was cut off ends as FAILED. What ended is forgotten after a day.
 """
 
 import threading
@@ -25,6 +25,7 @@ from volcore.errors import (
     OperationPendingError,
     OutOfRangeError,
     Reason,
+    UnavailableError,
     VolcoreError,
 )
 from volcore.model import names
@@ -36,6 +37,8 @@ KEEP_S: Final = 24 * 3600
 WRITE_INTERVAL_S: Final = 1.0
 WATCH_INTERVAL_S: Final = 0.1
 STOP_WAIT_S: Final = 60.0
+RETRY_S: Final = 0.5
+"""Pause before work that could not reach its storage is tried again."""
 _log = structlog.get_logger("volcore.engine")
 
 
@@ -241,14 +244,18 @@ class Operations:
         return work
 
     def finish(self, work: Work, error: BaseException | None) -> None:
-        """Record the end of work."""
+        """Record the end of work; while its pool cannot be reached that is tried again behind."""
         try:
             if not (isinstance(error, CancelledError) and work.interrupted.is_set()):
                 work.write(ended(work.operation, error))
+        except UnavailableError:
+            return self._later(work, partial(self.finish, work, error))
         except VolcoreError as err:
             _log.warning("operation not recorded", operation=work.operation.id, reason=err.reason)
-        finally:
+        except BaseException:
             self.leave(work)
+            raise
+        return self.leave(work)
 
     def leave(self, work: Work) -> None:
         """Show work as its record has it from now on."""
@@ -319,14 +326,28 @@ class Operations:
         try:
             work.progress(work.operation.done_bytes, work.operation.total_bytes)
             action(work.pool, work)
+        except UnavailableError as err:
+            if err.retryable and work.operation.action in self._resumable:
+                return self._later(work, partial(self._submit, work, action))
+            error = err
         except VolcoreError as err:
             error = err
         except BaseException as err:
-            error = err
             _log.exception("operation failed", operation=work.operation.id)
+            self.finish(work, err)
             raise
-        finally:
-            self.finish(work, error)
+        return self.finish(work, error)
+
+    def _later(self, work: Work, again: Callable[[], None]) -> None:
+        """Do `again` after a pause, in no thread that other pools wait for; not at the end."""
+
+        def wait() -> None:
+            if work.interrupted.wait(RETRY_S):
+                self.leave(work)
+            else:
+                again()
+
+        threading.Thread(target=wait, name="operation-later", daemon=True).start()
 
 
 def draft(
