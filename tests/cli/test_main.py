@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -68,13 +67,14 @@ def test_help_teaches(noun):
 
 
 def test_help_is_quick():
-    """Goal: the command starts at once. Method: best of three; nothing heavy is imported for it."""
+    """Goal: the command starts at once. Method: its processor time; nothing heavy is imported."""
     times_s = []
     for _ in range(3):
-        start_s = time.perf_counter()
+        before = os.times()
         assert volcore_process("--help").returncode == 0
-        times_s.append(time.perf_counter() - start_s)
-    assert min(times_s) < 2
+        after = os.times()
+        times_s.append(sum(after[2:4]) - sum(before[2:4]))
+    assert min(times_s) < 1.5
     code = (
         "import sys, volcore.cli.main\n"
         "print([name for name in ('grpc', 'google.protobuf') if name in sys.modules])"

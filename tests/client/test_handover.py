@@ -21,7 +21,7 @@ from volcore.testing.server import RunningServer
 from volcore.wire import handover
 
 CONTENT = os.urandom(3 * MIB) + bytes(2 * MIB) + os.urandom(MIB)
-SLOW = RetryPolicy(tries_max=20, delay_s=0.1, delay_s_max=0.5)
+SLOW = RetryPolicy(tries_max=120, delay_s=0.1, delay_s_max=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""One rig for the session: two backends of ours, and the stock RBD driver as rival."""
+"""One rig for the session: three backends of ours, and the stock RBD driver as rival.
+
+`ours-beside` is another pool of the server of `ours-rbd`.
+"""
 
 import contextlib
 import re
@@ -146,7 +149,7 @@ def site(ceph_cluster, tmp_path_factory):
     rbd = RunningServer(
         home / "rbd",
         f'backend = "rbd"\npool = "volcore-test-cinder"\nceph_conf = "{conf_path}"\n'
-        'user = "admin"\n',
+        f'user = "admin"\n[pools.q]\nbackend = "local"\ndirectory = "{home}/q"\n',
         module=held_server.MODULE,
     )
     local = RunningServer(home / "local", module=held_server.MODULE)
@@ -154,11 +157,13 @@ def site(ceph_cluster, tmp_path_factory):
         name: {
             "volume_driver": DRIVER,
             "volcore_endpoint": server.endpoint,
-            "volcore_pool": "p",
+            "volcore_pool": pool,
             "volcore_image_cache_size_gb": "4",
         }
-        for name, server in (("ours-rbd", rbd), ("ours-local", local))
-    }
+        for name, server, pool in (
+            ("ours-rbd", rbd, "p"), ("ours-local", local, "p"), ("ours-beside", rbd, "q")
+        )
+    }  # fmt: skip
     stock = {
         "volume_driver": "cinder.volume.drivers.rbd.RBDDriver",
         "rbd_pool": "volcore-test-stock",
@@ -169,7 +174,7 @@ def site(ceph_cluster, tmp_path_factory):
     glance_rbd = (conf_path, GLANCE_POOL)
     with rbd, local, Rig(home / "cinder", backends, glance_rbd=glance_rbd) as rig:
         cinder = CinderApi(rig.api)
-        for name in ("ours-rbd", "ours-local", "stock"):
+        for name in backends:
             cinder.make_type(name, name)
         wait_up(cinder, rig)
         yield Site(cinder, rig, rbd, local, conf_path, "volcore-test-cinder")
@@ -201,7 +206,7 @@ def secrets(site):
 def wait_up(cinder, rig, *, since=0):
     """Wait until all backends are initialized, after `since` in the log, and known for it."""
     deadline = time.monotonic() + 150
-    wanted = {"ours-rbd", "ours-local", "stock"}
+    wanted = {"ours-rbd", "ours-local", "ours-beside", "stock"}
     while True:
         said = rig.log("volume")[since:]
         pools = []

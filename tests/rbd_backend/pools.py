@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd import Cluster, RbdBackend, lease
 from volcore.backends.rbd.connection import ClusterOptions
 from volcore.limits import MIB
 from volcore.testing.cluster import CephAccess, CephCluster
@@ -95,13 +96,14 @@ def client_counters(path: Path) -> dict[str, int]:
 
 @contextmanager
 def counted(access: CephAccess, pool: str, directory: Path) -> Iterator[tuple[RbdBackend, Path]]:
-    """A backend with the short path, and the admin socket of its client."""
+    """A backend with the short path, and the admin socket of its client; no lease counts."""
     at = directory / "client.asok"
     conf = directory / "ceph.conf"
     conf.write_text(access.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
     chosen = options(access, conf_path=str(conf))
     backend = RbdBackend(Cluster(chosen), pool, direct=True, lock=True)
-    backend.open()
-    with closing(backend):
-        backend.wait_for_short_path()
-        yield backend, at
+    with patch.multiple(lease, LEASE_S=3600, RENEW_S=1800):
+        backend.open()
+        with closing(backend):
+            backend.wait_for_short_path()
+            yield backend, at

@@ -51,7 +51,7 @@ class VolcoreDriver(driver.VolumeDriver):
 
     Version history:
         0.1.0 - volumes, snapshots, clones, extend, revert, rbd connections, manage, groups,
-                multi-attach, images.
+                multi-attach, images, migration between pools of one service.
     """
 
     VERSION = "0.1.0"
@@ -123,8 +123,7 @@ class VolcoreDriver(driver.VolumeDriver):
             "consistent_group_snapshot_enabled": False,
             "QoS_support": False,
             "sparse_copy_volume": True,
-            "location_info": f"volcore:{self.configuration.safe_get('volcore_endpoint')}:"
-            f"{self._parent}",
+            "location_info": self._location(),
             "backend_state": "down",
         }
         try:
@@ -218,6 +217,22 @@ class VolcoreDriver(driver.VolumeDriver):
             "_name_id": new_volume.name_id,
             "provider_location": new_volume.provider_location,
         }
+
+    def migrate_volume(self, context: Any, volume: Any, host: Any) -> tuple[bool, None]:
+        """Move a detached volume to another pool of the same service; else let Cinder copy it."""
+        service, _, pool = str(host["capabilities"].get("location_info")).rpartition(":")
+        here, _, parent = self._location().rpartition(":")
+        if service != here or pool == parent or volume.status not in ("available", "maintenance"):
+            return False, None
+        name, size_bytes = self._volume(volume), volume.size * limits.GIB
+        there = f"{pool}/volumes/{volume.name}"
+        with (
+            temporary_file(self._service, "move", self.host or "") as path,
+            self._uploads,
+            _translated(),
+        ):
+            self._transfer("move", volume=name, there=there, size_bytes=size_bytes, path=path)
+        return True, None
 
     def retype(
         self, context: Any, volume: Any, new_type: Any, diff: Any, host: Any
@@ -518,6 +533,10 @@ class VolcoreDriver(driver.VolumeDriver):
         )
 
     # Names.
+
+    def _location(self) -> str:
+        """Return `volcore:ENDPOINT:pools/POOL`: where another backend's pool is, too."""
+        return f"volcore:{self.configuration.safe_get('volcore_endpoint')}:{self._parent}"
 
     @property
     def _parent(self) -> str:

@@ -1,4 +1,4 @@
-"""Import and export in a process of their own: `python -m volcore.cinder.transfer`.
+"""Import, export and move in a process of their own: `python -m volcore.cinder.transfer`.
 
 grpc serves streams with threads, which eventlet makes green ones, and those wait for ever in a
 native thread. A process without eventlet is right in both modes, and leaves the interpreter of
@@ -6,6 +6,7 @@ cinder-volume to its requests. It reads one JSON object and answers with one, an
 cinder-volume, however that ends: a second upload of a volume must not meet the first one.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -60,6 +61,38 @@ def export(client: Client, *, volume: str, path: str, disk_format: str) -> None:
         forget(client, volume)
 
 
+def move(client: Client, *, volume: str, there: str, size_bytes: int, path: str) -> None:
+    """Make volume `there`, in another pool, of a detached one, and delete that.
+
+    Cinder keeps asking for `volume` until it has heard of the end: a move that was cut off begins
+    again while `volume` is there, and is done when only `there` is. The bytes go by way of the
+    empty file at `path`.
+
+    Raises:
+        VolcoreError: from volcore; `volume` is as it was.
+    """
+    try:
+        client.get_volume(volume)
+    except NotFoundError:
+        client.get_volume(there)
+        return
+    pool, _, volume_id = there.partition("/volumes/")
+    image = f"{pool}/images/move-{volume_id}"
+    try:
+        client.delete_volume(there, force=True)
+        client.delete_image(image)
+        export(client, volume=volume, path=path, disk_format="raw")
+        client.import_image(image, path, format=FORMATS["raw"])
+        client.create_volume(there, size_bytes=size_bytes, image=image)
+        client.delete_image(image)
+        client.delete_volume(volume)
+    except VolcoreError:
+        with contextlib.suppress(VolcoreError):  # which the next try does first, if it must
+            client.delete_image(image)
+            client.delete_volume(there, force=True)
+        raise
+
+
 def forget(client: Client, volume: str) -> None:
     """Delete what an export of a volume works with; gone is no error."""
     snapshot, image = _names(volume)
@@ -98,7 +131,11 @@ def main() -> None:
     asked: dict[str, Any] = json.load(sys.stdin)
     end_with(asked["parent"])
     tls = {key: Path(path) if path else None for key, path in asked["tls"].items()}
-    actions: dict[str, Callable[..., None]] = {"import": import_file, "export": export}
+    actions: dict[str, Callable[..., None]] = {
+        "import": import_file,
+        "export": export,
+        "move": move,
+    }
     error = None
     with Client(
         asked["endpoint"],
