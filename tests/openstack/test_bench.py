@@ -3,11 +3,14 @@
 import json
 import subprocess
 
+import pytest
+
 from .rig import ROOT, VENV
 
 LINES = {"snapshot", "from", "connection", "delete", "clone", "image"}
 
 
+@pytest.mark.long
 def test_drivers(site, tmp_path):
     """Goal: the benchmark does not rot. Method: one round on the rig, judge no time."""
     path = tmp_path / "image.raw"

@@ -11,6 +11,7 @@ import pytest
 from .conftest import wait_up
 from .operations import OPERATIONS, RBD_ONLY, STREAMS, method_of, retype
 
+pytestmark = pytest.mark.long
 BACKENDS = ("ours-rbd", "ours-local")
 
 

@@ -223,6 +223,7 @@ def stock_volumes(cinder, images):
     return made, snapshot, dead["id"], old, new
 
 
+@pytest.mark.long
 def test_takeover_and_back(site, takeover):
     """Goal: a pool of the stock driver is taken over by a change of configuration and one command,
     served, and handed back. Method: bytes at each step; the stock driver deletes it all.

@@ -69,6 +69,9 @@ def test_migrate_within_the_service(site):
     with site.disk("ours-rbd", volume) as disk:
         disk.write(3 * MIB, data)
         disk.write(GIB - MIB, data)
+    cinder.make_type("either", "<or> ours-rbd <or> ours-beside")
+    cinder.act("volume", volume["id"], "os-retype", {"new_type": "either"})
+    assert cinder.wait("volume", volume["id"])["volume_type"] == "either"
     migrate(cinder, volume, "ours-beside")
     name = f"pools/q/volumes/volume-{volume['id']}"
     with site.servers["ours-rbd"].client() as client:

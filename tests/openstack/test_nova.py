@@ -21,7 +21,7 @@ COMMAND_LINE = f"console=ttyS0 quiet panic=-1 mitigations=off {guest.STAY_WORD}"
 ACTIVE = attachment_pb2.ATTACHMENT_STATE_ACTIVE
 REFUSED = "use a type of an rbd pool"
 
-pytestmark = pytest.mark.timeout(900)  # a dozen services start for the first test
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # a dozen services start first
 
 
 @pytest.fixture(scope="module")
