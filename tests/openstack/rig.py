@@ -13,7 +13,7 @@ from pathlib import Path
 from .processes import Processes, free_port
 
 ROOT = Path(__file__).parents[2]
-VENV = ROOT / ".venv-openstack"
+VENV = Path(os.environ.get("VOLCORE_TEST_CINDER", ROOT / ".venv-openstack"))
 
 _CONF = """\
 [DEFAULT]

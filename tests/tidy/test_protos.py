@@ -107,3 +107,18 @@ def test_generated_code(tmp_path):
     assert fresh.keys() == ours.keys(), "run 'make protos'"
     stale = [name for name in fresh if fresh[name] != ours[name]]
     assert not stale, f"run 'make protos': {stale} are stale"
+
+
+def test_floors():
+    """Goal: no environment gets a runtime that the generated code refuses. Method: compare."""
+    text = (ROOT / "pyproject.toml").read_text()
+    code = (GENERATED / "volume_pb2.py").read_text()
+    made_by = re.search(r"Domain\.PUBLIC,\s+(\d+),\s+(\d+),\s+(\d+)", code)
+    assert made_by is not None
+    assert f'"protobuf>={".".join(made_by.groups())}"' in text
+    made_by = re.search(
+        r"GRPC_GENERATED_VERSION = '([\d.]+)'",
+        (GENERATED / "volume_service_pb2_grpc.py").read_text(),
+    )
+    assert made_by is not None
+    assert f'"grpcio>={made_by[1]}"' in text

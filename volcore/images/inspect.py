@@ -11,11 +11,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from oslo_utils.imageutils import format_inspector
-
+from volcore.errors import PreconditionError, Reason
 from volcore.images import qcow2_format, refusals, vdi_format, vmdk_format
 from volcore.images.fileio import read_at, size_of
 from volcore.limits import BLOCK_SIZE_BYTES, KIB, MIB
+
+try:
+    from oslo_utils.imageutils import format_inspector
+except ImportError as err:
+    raise PreconditionError(
+        "oslo.utils is too old to inspect images, as it is beside an OpenStack before 2025.1: give"
+        " the server an environment of its own, or pip install 'oslo.utils[image-inspection]>=10'",
+        reason=Reason.TOOL_MISSING,
+    ) from err
 
 FORMATS: Final = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 """What is accepted."""

@@ -1,0 +1,66 @@
+"""The driver at work in Cinder's environment, without Cinder's services: any release has this."""
+
+import json
+import subprocess
+
+from volcore.testing.server import RunningServer
+
+from .rig import VENV
+
+_WORK = """
+import json, logging, sys, uuid
+from cinder import context, objects
+from cinder.common import config
+from oslo_config import cfg
+from oslo_utils import importutils
+objects.register_all()
+from cinder.volume import configuration, manager
+cfg.CONF(["--config-file", sys.argv[1]], project="cinder")
+section = configuration.Configuration(manager.volume_backend_opts, config_group="ours")
+driver = importutils.import_object(
+    section.volume_driver, configuration=section, host="h@ours", cluster_name=None,
+    is_vol_db_empty=False, active_backend_id=None)
+admin = context.get_admin_context()
+driver.do_setup(admin)
+driver.check_for_setup_error()
+def volume(size):
+    return objects.Volume(
+        admin, id=str(uuid.uuid4()), _name_id=None, size=size, volume_type_id=None,
+        encryption_key_id=None, multiattach=False, status="available", use_quota=True,
+        display_name="v", host="h@ours", migration_status=None, provider_id=None)
+made = volume(1)
+driver.create_volume(made)
+snapshot = objects.Snapshot(
+    admin, id=str(uuid.uuid4()), volume_id=made.id, volume=made, volume_size=1,
+    encryption_key_id=None, provider_id=None)
+driver.create_snapshot(snapshot)
+driver.extend_volume(made, 2)
+driver.revert_to_snapshot(admin, made, snapshot)
+of_snapshot, clone = volume(3), volume(2)
+driver.create_volume_from_snapshot(of_snapshot, snapshot)
+driver.create_cloned_volume(clone, made)
+there = driver.get_volume_stats(refresh=True)
+driver.delete_snapshot(snapshot)
+for one in (made, of_snapshot, clone, clone):
+    driver.delete_volume(one)
+left = driver.get_volume_stats(refresh=True)
+print(json.dumps([there["backend_state"], there["provisioned_capacity_gb"],
+                  left["provisioned_capacity_gb"]]))
+"""
+
+
+def test_works(tmp_path):
+    """Goal: the driver fits this Cinder. Method: volumes and a snapshot of a real server."""
+    with RunningServer(tmp_path / "s") as server:
+        conf = tmp_path / "cinder.conf"
+        conf.write_text(
+            f"[DEFAULT]\nenabled_backends = ours\nstate_path = {tmp_path}\n"
+            "[ours]\nvolume_driver = volcore.cinder.driver.VolcoreDriver\n"
+            f"volcore_endpoint = {server.endpoint}\nvolcore_pool = p\n"
+        )
+        words = [VENV / "bin" / "python", "-W", "ignore", "-c", _WORK, conf]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert json.loads(done.stdout.splitlines()[-1]) == ["up", 6, 0]
+        with server.client() as client:
+            assert list(client.list_volumes("pools/p")) == []
