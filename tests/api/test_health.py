@@ -92,7 +92,7 @@ def test_storage_comes_and_goes(frail_cluster, short_directory):
                 one.becomes(good or one.service != "pools/p")
 
         all_are(True)
-        cluster.stop_osd(0)
+        stop_daemons(cluster.conf_path, daemon=("ceph-osd", "0"))
         all_are(False)
         cluster._run("ceph-osd", "-i", "0")
         all_are(True)

@@ -52,13 +52,13 @@ CLIENT = "volcore"
 _CONF = """\
 [global]
 fsid = {fsid}
-mon host = [v2:127.0.0.1:{port}]
+mon host = {monitors}
 public addr = 127.0.0.1
 cluster addr = 127.0.0.1
 auth cluster required = cephx
 auth service required = cephx
 auth client required = cephx
-keyring = {dir}/keys/$name.keyring
+keyring = {dir}/keys/$name.keyring,{dir}/keys/$type..keyring
 run dir = {dir}/run
 crash dir = {dir}/crash
 admin socket =
@@ -75,7 +75,7 @@ mon max pg per osd = 4000
 paxos propose interval = 0.02
 paxos min wait = 0.01
 [mon]
-mon data = {dir}/mon
+mon data = {dir}/mon-$id
 mon data avail warn = 2
 mon data avail crit = 1
 auth allow insecure global id reclaim = false
@@ -210,6 +210,7 @@ class CephCluster(CephAccess):
         self._store = store
         self._tied = tied
         self._conf_lines = conf_lines
+        self._monitors = {"a": f"[v2:127.0.0.1:{_free_port()}]"}
         self._reaper: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -257,14 +258,10 @@ class CephCluster(CephAccess):
         if self._temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def stop_osd(self, index: int, *, hard: bool = False) -> None:
-        """End one OSD, with SIGTERM, or with SIGKILL if `hard`."""
-        stop_daemons(self.conf_path, daemon=("ceph-osd", str(index)), hard=hard)
-
     def restart_osd(self, index: int, *, hard: bool = False) -> None:
         """End one OSD and start it again; return when all OSDs are up."""
         since = self._osd_epochs()[index]
-        self.stop_osd(index, hard=hard)
+        stop_daemons(self.conf_path, daemon=("ceph-osd", str(index)), hard=hard)
         self._run("ceph-osd", "-i", str(index))
         _wait_until(
             lambda: self._osd_epochs().get(index, since) > since, f"osd.{index} is not up again"
@@ -284,11 +281,11 @@ class CephCluster(CephAccess):
             )
 
     def _write_files(self) -> None:
-        for name in ("mon", "mgr", "run", "log", "crash", "keys"):
+        for name in ("mgr", "run", "log", "crash", "keys"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         (self.directory / "keys").chmod(0o700)
-        fsid, port = str(uuid.uuid4()), _free_port()
-        text = _CONF.format(fsid=fsid, port=port, dir=self.directory, store=self._store)
+        fsid, monitors = str(uuid.uuid4()), ",".join(self._monitors.values())
+        text = _CONF.format(fsid=fsid, monitors=monitors, dir=self.directory, store=self._store)
         self.conf_path.write_text(text + self._conf_lines)
         profile_osd = {"mon": "allow profile osd", "mgr": "allow profile osd", "osd": "allow *"}
         entities = {
@@ -302,18 +299,19 @@ class CephCluster(CephAccess):
             self._write_key(entity, caps)
         combined = "".join(path.read_text() for path in (self.directory / "keys").iterdir())
         (self.directory / "keys" / "all.keyring").write_text(combined)  # the directory is ours only
-        self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a",
-                  f"[v2:127.0.0.1:{port}]", str(self.directory / "monmap"))  # fmt: skip
+        words = [word for pair in self._monitors.items() for word in ("--addv", *pair)]
+        self._run("monmaptool", "--create", "--fsid", fsid, *words, str(self.directory / "monmap"))
 
     def _write_key(self, entity: str, caps: dict[str, str]) -> None:
-        path = self.directory / "keys" / f"{'mon.a' if entity == 'mon.' else entity}.keyring"
+        path = self.directory / "keys" / f"{entity}.keyring"
         flags = [word for room, right in caps.items() for word in ("--cap", room, right)]
         self._run("ceph-authtool", "--create-keyring", str(path), "--gen-key", "-n", entity, *flags)
 
     def _start_daemons(self) -> None:
-        self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", str(self.directory / "monmap"),
-                  "--keyring", str(self.directory / "keys" / "all.keyring"))  # fmt: skip
-        self._run("ceph-mon", "-i", "a")
+        for name in self._monitors:
+            self._run("ceph-mon", "--mkfs", "-i", name, "--monmap", str(self.directory / "monmap"),
+                      "--keyring", str(self.directory / "keys" / "all.keyring"))  # fmt: skip
+            self._run("ceph-mon", "-i", name)
         self._run("ceph-mgr", "-i", "x")
         with self._connect() as cluster:
             uuids = [str(uuid.uuid4()) for _ in range(self.osd_count)]
@@ -350,8 +348,11 @@ class CephCluster(CephAccess):
             dump = json.loads(self._command(cluster, "osd dump", format="json"))
         return {osd["osd"]: osd["up_from"] for osd in dump["osds"] if osd["up"]}
 
+    def _before(self, _program: str, _arguments: tuple[str, ...]) -> list[str]:
+        return []  # where it shall run: here
+
     def _run(self, program: str, *arguments: str) -> None:
-        command = [program, *arguments]
+        command = [*self._before(program, arguments), program, *arguments]
         if program not in ("monmaptool", "ceph-authtool"):
             command += ["-c", str(self.conf_path)]
         try:
@@ -381,19 +382,18 @@ def stop_daemons(
     Raises:
         ClusterError: one survived SIGKILL for `STOP_TIMEOUT_S`.
     """
-    for program in ("ceph-osd", "ceph-mgr", "ceph-mon"):
-        if daemon is not None and daemon[0] != program:
-            continue
+    programs = ("ceph-osd", "ceph-mgr", "ceph-mon") if daemon is None else (daemon[0],)
+    for program in programs:
         # Again until none is left: one may just be turning itself into a daemon.
         for _ in range(10):
             wanted = daemon[1] if daemon is not None else None
-            found = list(_own_daemons(str(conf_path), program, wanted))
+            found = list(own_daemons(str(conf_path), program, wanted))
             if not found:
                 break
             _end(found, hard=hard)
 
 
-def _own_daemons(conf_path: str, program: str, wanted: str | None) -> Iterator[int]:
+def own_daemons(conf_path: str, program: str, wanted: str | None) -> Iterator[int]:
     """Yield an open pidfd for each process of `program` that was started with `conf_path`."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
