@@ -1,5 +1,6 @@
 """A real server in a process of its own, for tests and benchmarks: start, kill, start again."""
 
+import json
 import os
 import signal
 import subprocess
@@ -28,6 +29,8 @@ class RunningServer:
         pool_lines: the lines of the TOML table `[pools.p]`; a local pool in `directory` if empty.
         wrapper: words before the command, such as those that make it run as another user.
         module: what to run instead of `volcore` itself, with the same arguments.
+        server_lines: more lines of the TOML table `[server]`.
+        listen: further addresses to listen on.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class RunningServer:
         *,
         wrapper: Sequence[str] = (),
         module: str = "volcore.cli.main",
+        listen: Sequence[str] = (),
+        server_lines: str = "",
     ) -> None:
         self._command = [*wrapper, sys.executable, "-m", module, "serve", "--config"]
         self.directory = directory
@@ -48,11 +53,13 @@ class RunningServer:
         self._log_start = 0
         directory.mkdir(parents=True, exist_ok=True)
         pool_lines = pool_lines or f'backend = "local"\ndirectory = "{self.pool_directory}"\n'
+        addresses = json.dumps([f"unix://{self.socket_path}", *listen])
         self._config_path.write_text(
             f"""[server]
-listen = ["unix://{self.socket_path}"]
+listen = {addresses}
 image_directories = ["{directory}"]
 spool_directory = "{directory}"
+{server_lines}
 
 [log]
 format = "json"
@@ -85,6 +92,16 @@ listen = ["unix://{directory}/run/nbd.sock"]
         Raises:
             ServerError: it ended, or does not answer in time.
         """
+        process = self.spawn()
+        deadline = time.monotonic() + START_S
+        while not (self._stands_by() if standby else self._answers()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ServerError(f"the server did not start:\n{self.log()[-4000:]}")
+            time.sleep(0.05)
+
+    def spawn(self) -> "subprocess.Popen[bytes]":
+        """Start it and wait for nothing."""
         assert self._process is None
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
@@ -94,12 +111,7 @@ listen = ["unix://{directory}/run/nbd.sock"]
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + START_S
-        while not (self._stands_by() if standby else self._answers()):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise ServerError(f"the server did not start:\n{self.log()[-4000:]}")
-            time.sleep(0.05)
+        return self._process
 
     def _stands_by(self) -> bool:
         return '"standby": true' in self.log()[self._log_start :]
@@ -129,15 +141,15 @@ listen = ["unix://{directory}/run/nbd.sock"]
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def wait(self) -> int:
-        """Return its exit code when it has ended by itself.
+    def wait(self, timeout_s: float | None = STOP_S) -> int:
+        """Return its exit code when it has ended by itself; None waits for ever.
 
         Raises:
             ServerError: it does not end in time.
         """
         assert self._process is not None
         try:
-            code = self._process.wait(STOP_S)
+            code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired as err:
             raise ServerError(f"the server does not end:\n{self.log()[-4000:]}") from err
         self._process = None
