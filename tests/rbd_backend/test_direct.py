@@ -1,6 +1,9 @@
 """Clones by the short path: as few rounds as promised, whole or gone after any cut."""
 
 import itertools
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -485,6 +488,49 @@ def test_a_proof_killed_between_its_writes(ceph_cluster, ceph_pool, monkeypatch,
     assert leftovers(ceph_cluster, ceph_pool) == set()
     with raw_pool(ceph_cluster, ceph_pool) as ioctx:
         assert not rbd.RBD().list(ioctx)
+
+
+_DELETE = """
+import os, signal, sys
+import rados, rbd
+
+conf, pool, parent, child = sys.argv[1:]
+cluster = rados.Rados(conffile=conf, rados_id="admin", conf={"rbd_default_clone_format": "2"})
+cluster.connect()
+ioctx = cluster.open_ioctx(pool)
+librbd = rbd.RBD()
+librbd.create(ioctx, parent, 1 << 22, old_format=False, features=61)
+with rbd.Image(ioctx, parent) as image:
+    image.create_snap("q")
+librbd.clone(ioctx, parent, "q", ioctx, child, 61)
+print(cluster.get_addrs(), flush=True)
+librbd.remove(ioctx, child, on_progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_a_proof_killed_while_librbd_deletes(ceph_cluster, ceph_pool):
+    """Goal: such an image is deleted, too. Method: kill a process within librbd's delete of one."""
+    import rbd
+
+    from volcore.backends.rbd.direct.proof import SCRATCH
+
+    names = [f"{SCRATCH}.ours0", f"{SCRATCH}.ours0.child"]
+    words = [sys.executable, "-c", _DELETE, str(ceph_cluster.conf_path), ceph_pool, *names]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        assert names[1] in rbd.RBD().list(ioctx)
+        with pytest.raises(rbd.ImageNotFound):
+            rbd.Image(ioctx, names[1])
+        with ceph_cluster._connect() as cluster:  # as whoever takes a pool over does
+            address = done.stdout.strip().removeprefix("v2:")
+            ceph_cluster._command(cluster, "osd blocklist", blocklistop="add", addr=address)
+            cluster.wait_for_latest_osdmap()
+        with opened(ceph_cluster, ceph_pool) as backend:
+            backend._session().directory.set_proving(True)
+        with opened(ceph_cluster, ceph_pool):
+            assert rbd.RBD().list(ioctx) == []
+    assert leftovers(ceph_cluster, ceph_pool) == set()
 
 
 def test_undone_beside_a_deleted_snapshot(direct):

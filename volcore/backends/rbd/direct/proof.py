@@ -372,16 +372,19 @@ class Proof:
                     self._waves.run([calling(header, "child_detach", body)])
 
     def _delete(self, name: str) -> None:
-        """Delete a scratch image with its snapshots, if there is one."""
-        if self._headers.image_id(name) is None:
-            return
-        with (
-            suppress(NotFoundError),
-            translated(f"delete {name}"),
-            self._rbd.Image(self._ioctx, name) as image,
-        ):
-            for snapshot in list(image.list_snaps()):
-                image.remove_snap_by_id(snapshot["id"])
+        """Delete a scratch image with its snapshots, if there is one.
+
+        Also one that librbd was deleting when its process died: that one has no name any more, and
+        librbd finds it in its trash.
+        """
+        if self._headers.image_id(name) is not None:
+            with (
+                suppress(NotFoundError),
+                translated(f"delete {name}"),
+                self._rbd.Image(self._ioctx, name) as image,
+            ):
+                for snapshot in list(image.list_snaps()):
+                    image.remove_snap_by_id(snapshot["id"])
         with suppress(NotFoundError), translated(f"delete {name}"):
             self._rbd.RBD().remove(self._ioctx, name)
         self._headers.delete_name(name)
