@@ -39,7 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"ceph_cluster", "frail_cluster"} & set(getattr(item, "fixturenames", ())):
+        if {"ceph_cluster", "frail_cluster", "ceph_programs"} & set(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker(pytest.mark.ceph)
 
 
@@ -69,6 +71,12 @@ def _need_ceph() -> None:
         if os.environ.get("CI") or os.environ.get("VOLCORE_REQUIRE_CEPH"):
             pytest.fail(text)
         pytest.skip(text)
+
+
+@pytest.fixture
+def ceph_programs() -> None:
+    """That Ceph is installed, for a test that starts its own."""
+    _need_ceph()
 
 
 @pytest.fixture

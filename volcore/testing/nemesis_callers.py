@@ -43,14 +43,14 @@ _REFUSALS: Final = frozenset({
     Reason.WRONG_STATE,
 })  # fmt: skip
 """They tell what the name is."""
-_UNDONE: Final = frozenset(
-    {Reason.POOL_ELSEWHERE, Reason.OPERATION_PENDING, Reason.TOO_MANY_REQUESTS}
-)
+_UNDONE: Final = frozenset({
+    Reason.POOL_ELSEWHERE, Reason.OPERATION_PENDING, Reason.CATALOG_CONFLICT,
+    Reason.TOO_MANY_REQUESTS,
+})  # fmt: skip
 """Nothing was done."""
 _TROUBLE: Final = frozenset({
     Reason.CLUSTER_UNREACHABLE, Reason.SERVER_UNREACHABLE, Reason.SHUTTING_DOWN,
     Reason.DEADLINE_PASSED, Reason.CANCELLED, Reason.POOL_LOCKED, Reason.POOL_UNUSABLE,
-    Reason.CATALOG_CONFLICT,
 })  # fmt: skip
 """Nobody knows what was done. Whatever is in none of these must not come."""
 
@@ -231,7 +231,7 @@ class Caller:
             try:
                 act(self._pick())
             except VolcoreError as err:
-                if err.reason not in _REFUSALS:
+                if err.reason not in _REFUSALS | {Reason.CATALOG_CONFLICT}:  # of update_seen
                     failed = err.reason
                 if err.reason not in _REFUSALS | _UNDONE | _TROUBLE:
                     odd = f"{err.reason}: {err.message}"
