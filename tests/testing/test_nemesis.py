@@ -9,8 +9,7 @@ import pytest
 
 from volcore.errors import Reason
 from volcore.testing import linear
-from volcore.testing.nemesis import gathered
-from volcore.testing.nemesis_callers import Log
+from volcore.testing.nemesis_log import Log, gathered
 from volcore.testing.volume_model import Answer, Ask, NameModel
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

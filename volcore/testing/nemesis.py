@@ -10,9 +10,7 @@ the pool finds nothing. Needs root, for network namespaces. Prints a report as J
 
 import argparse
 import json
-import math
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -28,19 +26,10 @@ from typing import Any, Final
 from volcore.client import Client
 from volcore.errors import NotFoundError, Reason, VolcoreError
 from volcore.testing import linear, network
-from volcore.testing.nemesis_callers import (
-    IMAGE,
-    POOL,
-    SIZES,
-    Begun,
-    Ended,
-    Made,
-    full,
-    listed,
-    records,
-    right,
-)
+from volcore.testing.nemesis_callers import IMAGE, POOL, SIZES, full, listed, right
 from volcore.testing.nemesis_guests import SLOTS
+from volcore.testing.nemesis_log import Made, NameCall, gathered
+from volcore.testing.nemesis_report import Hit, Report, cost, quantile
 from volcore.testing.nemesis_site import CEPH_POOL, CLIENTS, GUEST, HOSTS, KINDS, Fault, Site
 from volcore.testing.rbd_judge import Judge
 from volcore.testing.sequence import BLOCK_BYTES
@@ -58,7 +47,6 @@ QUIET_S: Final = 90.0
 POLL_S: Final = 0.1
 OVERLAP: Final = 0.25
 """Chance that a second fault comes within the first."""
-_NameCall = linear.Call[Ask, Answer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,57 +60,6 @@ class Plan:
     long_fault_s: float = 28.0
     """One of six is as long: longer than OSDs wait for each other."""
     pause_s: tuple[float, float] = (3.0, 6.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A fault that was; times of the monotonic clock in seconds. Until `whole_s` it had effects."""
-
-    kind: str
-    target: str
-    begin_s: float
-    end_s: float
-    whole_s: float
-    alone: bool
-
-
-@dataclass
-class Cost:
-    """What faults of one kind cost; seconds, the longest of all of them and their median."""
-
-    count: int = 0
-    api_max_s: float = 0.0
-    api_median_s: float = 0.0
-    librbd_max_s: float = 0.0
-    librbd_median_s: float = 0.0
-    nbd_max_s: float = 0.0
-
-
-@dataclass
-class Report:
-    """What happened."""
-
-    seed: int = 1
-    seconds: float = 0.0
-    calls: int = 0
-    tries: int = 0
-    unknown: int = 0
-    """Tries of which nobody knows what they did."""
-    failed: dict[str, int] = field(default_factory=dict)
-    """Calls that failed for the caller, by reason."""
-    counts: dict[str, int] = field(default_factory=dict)
-    p50_s: float = 0.0
-    p99_s: float = 0.0
-    max_s: float = 0.0
-    names: int = 0
-    volumes: int = 0
-    faults: int = 0
-    costs: dict[str, Cost] = field(default_factory=dict)
-    """Of faults that came alone."""
-    server_ends: dict[str, int] = field(default_factory=dict)
-    guests: dict[str, dict[str, int]] = field(default_factory=dict)
-    check_s: float = 0.0
-    failures: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -291,7 +228,7 @@ class Run:
         self.report.check_s = round(time.monotonic() - began_s, 1)
         self.report.failures += [f"{one.kind}: {one.odd}" for one in made if one.odd]
 
-    def _count(self, made: Sequence[Made], calls: dict[str, list[_NameCall]]) -> None:
+    def _count(self, made: Sequence[Made], calls: dict[str, list[NameCall]]) -> None:
         report = self.report
         tries = [call for of_name in calls.values() for call in of_name]
         took = sorted((one.end_ns - one.begin_ns) / 1e9 for one in made)
@@ -299,7 +236,7 @@ class Run:
         report.unknown = sum(call.answer is None for call in tries)
         report.counts = dict(sorted(Counter(one.kind for one in made).items()))
         report.failed = dict(Counter(one.failed for one in made if one.failed))
-        report.p50_s, report.p99_s, report.max_s = (_quantile(took, q) for q in (0.5, 0.99, 1))
+        report.p50_s, report.p99_s, report.max_s = (quantile(took, q) for q in (0.5, 0.99, 1))
         report.faults = len(self.hits)
 
     def _judge_guests(self, guests: dict[str, Any]) -> None:
@@ -318,10 +255,11 @@ class Run:
         made, _ = gathered(self._logs)
         ends_s = sorted(one.end_ns / 1e9 for one in made if not one.failed)
         gaps = list(pairwise(ends_s))
+        calls = [(one.begin_ns / 1e9, one.end_ns / 1e9) for one in made]
         for kind in sorted({hit.kind for hit in self.hits}):
             hits = [hit for hit in self.hits if hit.kind == kind and hit.alone]
             if hits:
-                self.report.costs[kind] = _cost(hits, gaps, stalls)
+                self.report.costs[kind] = cost(hits, gaps, calls, stalls)
 
     def _judge_pool(self, client: Client) -> None:
         """Look from outside and from inside; what is deleted behind the answer is waited for."""
@@ -331,6 +269,10 @@ class Run:
         volumes = list(client.list_volumes(POOL, page_size=1000))
         self.report.volumes = len(volumes)
         ours = self._backend_names | {one.backend_name for one in volumes}
+        known = {full(name) for name in (*gathered(self._logs)[1], GUEST_VOLUME)}
+        self.report.failures += [
+            f"{one.name}: nobody made it" for one in volumes if one.name not in known
+        ]
         self._wait(lambda: _proven(client), "the short path is not proven", START_S)
         for operation in list(client.list_operations(POOL)):
             try:
@@ -347,33 +289,7 @@ class Run:
         self.report.failures += _quiet(lambda: _faults(client))
 
 
-def gathered(logs: Sequence[Path]) -> tuple[list[Made], dict[str, list[_NameCall]]]:
-    """Return the calls that were made, and what each name was asked and answered."""
-    made: list[Made] = []
-    calls: dict[str, list[_NameCall]] = defaultdict(list)
-    for log in logs:
-        begun: dict[int, Begun] = {}
-        ended: dict[int, Ended] = {}
-        for record in records(log):
-            match record:
-                case Begun():
-                    begun[record.number] = record
-                case Ended():
-                    ended[record.number] = record
-                case Made():
-                    made.append(record)
-        for number, begin in begun.items():
-            end = ended.get(number)
-            if end is not None and not end.answers:
-                continue
-            answers = end.answers if end is not None else (None,) * len(begin.asks)
-            end_ns = end.end_ns if end is not None else begin.begin_ns
-            for (name, ask), answer in zip(begin.asks, answers, strict=True):
-                calls[name].append(linear.Call(begin.begin_ns, end_ns, ask, answer, begin.caller))
-    return made, calls
-
-
-def _last_looks(client: Client, names: Sequence[str]) -> Iterator[list[_NameCall]]:
+def _last_looks(client: Client, names: Sequence[str]) -> Iterator[list[NameCall]]:
     """Yield for each name how it is listed at the end, with its attachments."""
     begin_ns = time.monotonic_ns()
     answers = listed(client, names)
@@ -389,33 +305,6 @@ def _last_looks(client: Client, names: Sequence[str]) -> Iterator[list[_NameCall
             linear.Call(begin_ns, end_ns, Ask(kind=kind), said, "at the end")
             for kind, said in asked.items()
         ]
-
-
-def _cost(
-    hits: Sequence[Hit],
-    gaps: Sequence[tuple[float, float]],
-    stalls: dict[str, list[tuple[float, float]]],
-) -> Cost:
-    """Return how long nobody's call succeeded and the guests waited during the hits."""
-    api = [_longest(gaps, hit) for hit in hits]
-    librbd = [_longest(stalls.get("librbd", ()), hit) for hit in hits]
-    nbd = [_longest(stalls.get("nbd", ()), hit) for hit in hits]
-    return Cost(
-        count=len(hits),
-        api_max_s=round(max(api), 2),
-        api_median_s=round(statistics.median(api), 2),
-        librbd_max_s=round(max(librbd), 2),
-        librbd_median_s=round(statistics.median(librbd), 2),
-        nbd_max_s=round(max(nbd), 2),
-    )
-
-
-def _longest(spans: Sequence[tuple[float, float]], hit: Hit) -> float:
-    """Return the length of the longest span that touches the time of a hit."""
-    return max(
-        (until - since for since, until in spans if since < hit.whole_s and until > hit.begin_s),
-        default=0.0,
-    )
 
 
 def _host(kind: str) -> str:
@@ -447,10 +336,6 @@ def _faults(client: Client) -> list[str]:
     """Return what the server itself finds wrong."""
     found = client.check_pool(POOL, objects=True).faults
     return [f"{fault.concerns}: {fault.kind}: {fault.meaning}" for fault in found]
-
-
-def _quantile(ordered: Sequence[float], part: float) -> float:
-    return round(ordered[math.ceil(part * len(ordered)) - 1], 3) if ordered else 0.0
 
 
 def main() -> int:

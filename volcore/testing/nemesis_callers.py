@@ -7,12 +7,11 @@ that no name has a long history. Times are of the monotonic clock, which all pro
 """
 
 import argparse
-import pickle
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -22,6 +21,7 @@ import grpc
 from volcore.client import Client, ClientTls
 from volcore.errors import Reason, VolcoreError
 from volcore.limits import MIB
+from volcore.testing.nemesis_log import Log, Made
 from volcore.testing.volume_model import Answer, Ask, Right
 from volcore.v1 import attachment_pb2, volume_pb2
 from volcore.wire import status
@@ -53,76 +53,6 @@ _TROUBLE: Final = frozenset({
     Reason.DEADLINE_PASSED, Reason.CANCELLED, Reason.POOL_LOCKED, Reason.POOL_UNUSABLE,
 })  # fmt: skip
 """Nobody knows what was done. Whatever is in none of these must not come."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A try, at its begin; `asks` by name of the volume."""
-
-    number: int
-    caller: str
-    begin_ns: int
-    asks: tuple[tuple[str, Ask], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Its end: an answer for each name, None where nobody knows; or nothing was done at all."""
-
-    number: int
-    end_ns: int
-    answers: tuple[Answer | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A call with all its tries; `failed` is the reason, `odd` one that must not come."""
-
-    kind: str
-    begin_ns: int
-    end_ns: int
-    failed: str = ""
-    odd: str = ""
-
-
-class Log:
-    """What is written down, in a file that outlives the process."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def begin(
-        self, caller: str, asks: Iterable[tuple[str, Ask]], begin_ns: int | None = None
-    ) -> int:
-        """Write the begin of a try down, now or as it was; return its number."""
-        with self._lock:
-            self._count += 1
-            if begin_ns is None:
-                begin_ns = time.monotonic_ns()
-            begun = Begun(self._count, caller, begin_ns, tuple(asks))
-            self._file.write(pickle.dumps(begun))
-            return begun.number
-
-    def end(self, number: int, answers: Iterable[Answer | None]) -> None:
-        """Write the end of a try down; no answers at all mean that nothing was done."""
-        self.put(Ended(number, time.monotonic_ns(), tuple(answers)))
-
-    def put(self, record: Begun | Ended | Made) -> None:
-        """Write a record down."""
-        with self._lock:
-            self._file.write(pickle.dumps(record))
-
-
-def records(path: Path) -> Iterator[Begun | Ended | Made]:
-    """Yield what a process has written down."""
-    with path.open("rb") as file:
-        while True:
-            try:
-                yield pickle.load(file)  # noqa: S301 - our own
-            except EOFError:
-                return
 
 
 class RecordingClient(Client):
