@@ -4,6 +4,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+BEFORE_S: Final = 1.0
+"""A span that a hit makes long may have begun so long before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +89,14 @@ def cost(
 
 
 def longest(spans: Sequence[tuple[float, float]], hit: Hit) -> float:
-    """Return the length of the longest span that touches the time of a hit."""
+    """Return the length of the longest span that began with a hit, or while it had effects."""
+    since_s = hit.begin_s - BEFORE_S
     return max(
-        (until - since for since, until in spans if since < hit.whole_s and until > hit.begin_s),
+        (
+            end - begin
+            for begin, end in spans
+            if since_s < begin < hit.whole_s and end > hit.begin_s
+        ),
         default=0.0,
     )
 
