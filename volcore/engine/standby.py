@@ -105,12 +105,13 @@ class Standby:
                     )
                     return True
             except VolcoreError as err:
-                pause_s = STANDBY_LOOK_S
+                # Callers wait: whoever has it is to be told them anew, also if it is who had it.
+                pause_s, seen = STANDBY_LOOK_S, None
                 if err.reason is not Reason.POOL_LOCKED:
                     _log.warning(
                         "pool not taken over", pool=name, reason=err.reason, message=err.message
                     )
-                    pause_s, seen = STANDBY_RETRY_S, None
+                    pause_s = STANDBY_RETRY_S
                     self._pools.stand_by(self._waiting, _NOBODY)
                 continue
             except Exception:  # a bug: callers wait for the pool, and another try may do better
