@@ -30,7 +30,7 @@ from volcore.testing.nemesis_callers import IMAGE, POOL, SIZES, full, listed, ri
 from volcore.testing.nemesis_guests import SLOTS
 from volcore.testing.nemesis_log import Made, NameCall, gathered
 from volcore.testing.nemesis_report import Hit, Report, cost, quantile
-from volcore.testing.nemesis_site import CEPH_POOL, CLIENTS, GUEST, HOSTS, KINDS, Fault, Site
+from volcore.testing.nemesis_site import CEPH_POOL, CLIENTS, GUEST, HOSTS, KINDS, TIED, Fault, Site
 from volcore.testing.rbd_judge import Judge
 from volcore.testing.sequence import BLOCK_BYTES
 from volcore.testing.volume_model import Answer, Ask, NameModel, Right
@@ -103,7 +103,7 @@ class Run:
         """Half of the callers on either host."""
         each = CALLERS // len(CLIENTS)
         start_ns = time.monotonic_ns()
-        words = [sys.executable, "-m", "volcore.testing.nemesis_callers"]
+        words = [*TIED, sys.executable, "-m", "volcore.testing.nemesis_callers"]
         words += ["--endpoint", self._site.endpoint, "--tls", str(self._site.tls_directory)]
         words += ["--start-ns", str(start_ns), "--seed", str(self._plan.seed)]
         running = []
@@ -133,7 +133,7 @@ class Run:
             self._wait(lambda: _answers(other), "no server has the local pool", START_S)
             other.create_volume(full(GUEST_VOLUME), size_bytes=size_bytes)
             nbd = other.attach_volume(full(GUEST_VOLUME), "guest").nbd
-        words = [sys.executable, "-m", "volcore.testing.nemesis_guests"]
+        words = [*TIED, sys.executable, "-m", "volcore.testing.nemesis_guests"]
         conf = str(self._site.cluster.conf_path)
         commands = {
             "librbd": [*self._site.network.on(GUEST), *words, "--rbd", conf, CEPH_POOL, image],

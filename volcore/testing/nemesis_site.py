@@ -32,6 +32,8 @@ CEPH_POOL: Final = "nemesis"
 PG_COUNT: Final = 16
 RESTART_S: Final = 0.2
 LOOK_S: Final = 2.0
+TIED: Final = ("setpriv", "--pdeathsig", "KILL")
+"""Before a command that is to end with the thread that started it."""
 
 
 class Service(threading.Thread):
@@ -100,16 +102,14 @@ class Site:
                 RunningServer(
                     directory / name,
                     lines,
-                    wrapper=["setpriv", "--pdeathsig", "KILL", *network.on(name)],
+                    wrapper=[*TIED, *network.on(name)],
                     listen=[f"{at(name)}:{PORT}"],
                     server_lines=server_lines,
                 )
             )
             for name in SERVERS
         }
-        self.local = Service(
-            RunningServer(directory / "local", wrapper=["setpriv", "--pdeathsig", "KILL"])
-        )
+        self.local = Service(RunningServer(directory / "local", wrapper=TIED))
         self.endpoint = ",".join(f"{at(name)}:{PORT}" for name in SERVERS)
 
     def __enter__(self) -> Self:
