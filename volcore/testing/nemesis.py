@@ -344,7 +344,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
-    parser.add_argument("--short", action="store_true", help="faults that last two seconds")
+    parser.add_argument(
+        "--short", action="store_true", help="faults of two seconds, no proof of direct clones"
+    )
     parser.add_argument("--keep", type=Path, help="directory to work in, kept afterwards")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -363,7 +365,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="volcore-nemesis-") as name:
         place = options.keep or Path(name)
         place.mkdir(exist_ok=True, parents=True)
-        with network.Network(HOSTS) as hosts, Site(place, hosts) as site:
+        direct = not options.short
+        with network.Network(HOSTS) as hosts, Site(place, hosts, direct=direct) as site:
             report = Run(site, plan).run()
     print(json.dumps(asdict(report), indent=1))
     return 1 if report.failures else 0
