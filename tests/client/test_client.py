@@ -188,6 +188,26 @@ def test_next_endpoint(serve):
         assert client.get_pool("pools/q").name == "pools/q"
 
 
+def test_a_frozen_server_is_given_up(server, serve):
+    """Goal: the call ends at another one within seconds. Method: SIGSTOP behind some calls.
+
+    The kernel still takes what is sent to it: only a ping that is not answered tells.
+    """
+    other = Flaky()
+    with Client(f"{server.endpoint},{serve(other)}", timeout_s=60) as client:
+        for _ in range(30):
+            client.get_pool("pools/p")
+            time.sleep(0.05)  # so that gRPC measures the line with the last ones, too
+        server.freeze()
+        try:
+            began_s = time.monotonic()
+            client.get_pool("pools/p")
+            assert time.monotonic() - began_s < 25
+            assert len(other.seen) == 1
+        finally:
+            server.thaw()
+
+
 def test_every_endpoint_is_tried_before_a_pause():
     """Goal: a dead server costs no wait, and both dead no storm. Method: look at the pauses."""
     policy = RetryPolicy(tries_max=1, failover_s=60)

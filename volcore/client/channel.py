@@ -33,8 +33,11 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.min_reconnect_backoff_ms", 2000),  # how long a host that does not answer is waited for
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 12_000),  # servers allow one in 10 s
+    ("grpc.keepalive_timeout_ms", 6_000),
+    # Also of the ping that measures the line: no other is sent beside it, and a frozen
+    # server was waited for a minute. Longer than a lease: by then somebody else has its pools.
+    ("grpc.http2.ping_timeout_ms", 6_000),
 )
 
 
