@@ -175,7 +175,7 @@ def test_frozen_in_the_middle(pair, site):
     frozen, other = pair.leader, pair.other
     thread = threading.Thread(target=late)
     thread.start()
-    time.sleep(0.1)
+    time.sleep(0.05)
     frozen.freeze()
     started_s = time.monotonic()
     with Client(f"unix:///nowhere.sock,{other.endpoint}") as client:
