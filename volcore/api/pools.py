@@ -13,6 +13,7 @@ from volcore.api.services import Services
 from volcore.api.views import fault_message, operation_message, pool_message
 from volcore.engine.audit import Looked
 from volcore.engine.exports import check_size, frames
+from volcore.engine.rebuild import Rebuilt
 from volcore.engine.views import PoolView
 from volcore.errors import InvalidArgumentError, Reason
 from volcore.v1 import pool_service_pb2 as pb
@@ -27,6 +28,7 @@ class PoolServicer(PoolServiceServicer):
         self._pools = services.engine.pools
         self._checks = services.engine.checks
         self._audit = services.engine.audit
+        self._rebuild = services.engine.rebuild
         self._exports = services.engine.exports
         self._importing = asyncio.Lock()
         self._run = services.calls.run
@@ -78,6 +80,20 @@ class PoolServicer(PoolServiceServicer):
                 yield pb.CheckPoolResponse(end=end)
             else:
                 yield pb.CheckPoolResponse(fault=fault_message(one))
+
+    async def RebuildCatalog(
+        self, request: pb.RebuildCatalogRequest, context: Any
+    ) -> AsyncIterator[pb.RebuildCatalogResponse]:
+        name = names.parse_pool(request.name, field="name")
+        found = self._rebuild.run(name.pool)
+        while (one := await self._stream(next, found, None)) is not None:
+            if isinstance(one, Rebuilt):
+                end = pb.RebuildCatalogEnd(
+                    record_count=one.record_count, stored_count=one.volume_count
+                )
+                yield pb.RebuildCatalogResponse(end=end)
+            else:
+                yield pb.RebuildCatalogResponse(fault=fault_message(one))
 
     async def ExportCatalog(
         self, request: pb.ExportCatalogRequest, context: Any

@@ -78,15 +78,44 @@ def import_(
         say(f"{count} records; now compare them with the storage: volcore admin check")
 
 
-def _show(fault: "PoolFault", output: Format) -> None:
+@app.command("rebuild")
+def rebuild(
+    context: typer.Context,
+    pool: Annotated[
+        str | None, typer.Argument(metavar="[POOL]", help="Default: the only one.")
+    ] = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Make a lost catalog again from what the images carry; exit code 1 when something is left out.
+
+    A catalog with other records is not changed. May be repeated.
+    """
+    with connect(context, pool) as session:
+        found = session.client.rebuild_catalog(session.pool)
+        if output is Format.JSON:
+            show_list(found.faults, output, "PoolFault", [])
+        else:
+            for fault in found.faults:
+                _show(fault, output, word="Left out")
+        assert found.end is not None
+        say(
+            f"{found.end.record_count} records from {found.end.stored_count} stored volumes, "
+            f"{len(found.faults)} findings; now compare them with the storage: volcore admin check"
+        )
+        if found.faults:
+            raise typer.Exit(FAULTY)
+
+
+def _show(fault: "PoolFault", output: Format, *, word: str = "") -> None:
     """Print three lines, since sentences are too long for columns; or what it concerns."""
     if output is Format.NAME:
         print_line(fault.concerns)
         return
     print_line(f"{fault.kind}  {fault.concerns}")
     print_line(f"  {fault.meaning}")
-    word = "Repaired" if fault.repaired else "Repair" if fault.repairable else "No repair"
-    print_line(f"  {word}: {fault.remedy.removeprefix('Not repaired: ')}")
+    word = word or ("Repaired" if fault.repaired else "Repair" if fault.repairable else "No repair")
+    remedy = fault.remedy.removeprefix("Not repaired: ").removeprefix("Not rebuilt: ")
+    print_line(f"  {word}: {remedy}")
 
 
 def _sentence(found: "PoolCheck", *, repair: bool) -> str:

@@ -22,7 +22,14 @@ import grpc
 
 from volcore import limits
 from volcore.client import adoption, calls, checks, deletes
-from volcore.client.audit import PoolCheck, check_request, export_request, import_requests
+from volcore.client.audit import (
+    PoolCheck,
+    PoolRebuild,
+    check_request,
+    export_request,
+    import_requests,
+    rebuild_request,
+)
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, async_channel, split_endpoints
 from volcore.client.diffs import diff_request, resume
@@ -292,6 +299,20 @@ class AsyncClient:
 
         return await self._tried(
             "PoolService", "ImportCatalog", once, timeout_s=self._stream_timeout_s
+        )
+
+    async def rebuild_catalog(self, name: str) -> PoolRebuild:
+        """Make the lost catalog of a pool again from what its storage carries."""
+        request = build_checked(rebuild_request, name)
+
+        async def once(method: Any, **options: Any) -> PoolRebuild:
+            found = PoolRebuild()
+            async for response in method(request, **options):
+                found.take(response)
+            return found.finish()
+
+        return await self._tried(
+            "PoolService", "RebuildCatalog", once, timeout_s=self._stream_timeout_s
         )
 
     def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:

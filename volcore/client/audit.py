@@ -12,6 +12,9 @@ from volcore.v1.pool_service_pb2 import (
     CheckPoolResponse,
     ExportCatalogRequest,
     ImportCatalogRequest,
+    RebuildCatalogEnd,
+    RebuildCatalogRequest,
+    RebuildCatalogResponse,
 )
 
 
@@ -30,6 +33,39 @@ def import_requests(name: str, data: bytes) -> Iterator[ImportCatalogRequest]:
     for start in range(0, len(data) or 1, limits.FRAME_BYTES_MAX):
         piece = data[start : start + limits.FRAME_BYTES_MAX]
         yield ImportCatalogRequest(name="" if start else name, data=piece)
+
+
+def rebuild_request(name: str) -> RebuildCatalogRequest:
+    """Return the request."""
+    return RebuildCatalogRequest(name=name)
+
+
+@dataclass
+class PoolRebuild:
+    """What a rebuild has done."""
+
+    faults: list[PoolFault] = field(default_factory=list)
+    """What could not be made again."""
+    end: RebuildCatalogEnd | None = None
+
+    def take(self, response: RebuildCatalogResponse) -> None:
+        """Add one message."""
+        if response.HasField("end"):
+            self.end = response.end
+        else:
+            self.faults.append(response.fault)
+
+    def finish(self) -> "PoolRebuild":
+        """Return this, which must be whole.
+
+        Raises:
+            UnavailableError: SERVER_UNREACHABLE, the stream ended early.
+        """
+        if self.end is None:
+            raise UnavailableError(
+                "the rebuild broke off; repeat it", reason=Reason.SERVER_UNREACHABLE, retryable=True
+            )
+        return self
 
 
 @dataclass

@@ -13,7 +13,14 @@ import grpc
 
 from volcore import limits
 from volcore.client import adoption, calls, checks, deletes
-from volcore.client.audit import PoolCheck, check_request, export_request, import_requests
+from volcore.client.audit import (
+    PoolCheck,
+    PoolRebuild,
+    check_request,
+    export_request,
+    import_requests,
+    rebuild_request,
+)
 from volcore.client.calls import Call, Listing
 from volcore.client.channel import ClientTls, Connections, split_endpoints, sync_channel
 from volcore.client.diffs import diff_request, resume
@@ -293,6 +300,18 @@ class Client:
             return int(method(import_requests(name, data), **options).record_count)
 
         return self._tried("PoolService", "ImportCatalog", once, timeout_s=self._stream_timeout_s)
+
+    def rebuild_catalog(self, name: str) -> PoolRebuild:
+        """Make the lost catalog of a pool again from what its storage carries."""
+        request = build_checked(rebuild_request, name)
+
+        def once(method: Any, **options: Any) -> PoolRebuild:
+            found = PoolRebuild()
+            for response in method(request, **options):
+                found.take(response)
+            return found.finish()
+
+        return self._tried("PoolService", "RebuildCatalog", once, timeout_s=self._stream_timeout_s)
 
     def with_options(self, *, timeout_s: float | None = None, request_id: str = "") -> Self:
         """Return this client with another deadline, for streams too, or a fixed request id.

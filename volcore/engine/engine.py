@@ -22,6 +22,7 @@ from volcore.engine.operations import Operations
 from volcore.engine.pool import Exporter, Pool, storage_lock
 from volcore.engine.pools import Pools
 from volcore.engine.reach import Lookout
+from volcore.engine.rebuild import Rebuild
 from volcore.engine.schedule import Schedule, ScrubSettings
 from volcore.engine.snapshots import Snapshots
 from volcore.engine.stock import Stock
@@ -64,6 +65,7 @@ class Engine:
         self.checks = Checks(self.pools, self.operations, settings.images.directories)
         self.audit = Audit(self.pools)
         self.exports = Exports(self.pools)
+        self.rebuild = Rebuild(self.pools)
         self.schedule = Schedule(self.pools, self.operations, self.checks, settings.scrub)
         self.warm = Keeper(self.pools)
         self.lookout = Lookout()
@@ -97,6 +99,8 @@ class Engine:
         load(pool)
         republish(pool)
         self.pools.add(pool)
+        if pool.carrier is not None:
+            pool.carrier.compare_all()
         self.operations.recover(pool)
         self.lookout.add(pool)
 
@@ -123,6 +127,8 @@ class Engine:
         for name in self.pools.names():
             self.pools.open(name).behind.close()
             self.pools.open(name).making.close()
+            if (carrier := self.pools.open(name).carrier) is not None:
+                carrier.close()
         return all(ended)
 
 

@@ -6,7 +6,7 @@ constant. Memory: a name and a number for each volume.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -55,6 +55,8 @@ class CountedCatalog(Catalog):
         """Count nothing until somebody asks."""
         self.lately = Lately()
         """Of what was gathered, and changed outside of transactions."""
+        self.follower: Callable[[Sequence[Change]], None] | None = None
+        """Is told of what was changed, or may have been, outside of transactions."""
         self._catalog = below
         self._joined = _Joined()
         self._counting = threading.Lock()
@@ -62,6 +64,11 @@ class CountedCatalog(Catalog):
         self._tally: _Tally | None = None
         self._meanwhile: list[_Line] | None = None
         """What is changed while all records are being looked at."""
+
+    @property
+    def below(self) -> Catalog:
+        """The catalog itself, for reads that tell nothing of what callers have seen."""
+        return self._catalog
 
     def figures(self) -> Figures:
         """Return the figures.
@@ -116,6 +123,8 @@ class CountedCatalog(Catalog):
         except BaseException as err:
             self._forget_after(err)
             self.lately.follow_after(err, changes)
+            if self.follower is not None and isinstance(err, _UNCLEAR):
+                self.follower(changes)
             raise
         lines: list[_Line] = [
             (change.kind, change.key, change.value)
@@ -126,6 +135,8 @@ class CountedCatalog(Catalog):
         if joined is None:
             self._follow(lines)
             self.lately.follow(changes)
+            if self.follower is not None:
+                self.follower(changes)
         else:
             joined += lines
 

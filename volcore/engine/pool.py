@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from volcore import limits
+from volcore.backends.carrying import SupportsCarry
 from volcore.backends.contract import (
     BlockDevice,
     SupportsCloneMany,
@@ -17,6 +18,7 @@ from volcore.backends.contract import (
 )
 from volcore.catalog.contract import ABSENT, Absent, Change
 from volcore.engine.behind import Behind
+from volcore.engine.carrier import Carrier
 from volcore.engine.combine import Combiner
 from volcore.engine.figures import CountedCatalog
 from volcore.engine.locks import KeyedLocks
@@ -109,6 +111,9 @@ class Pool:
     making: Making = field(init=False)
     """Volumes that are not to be shown yet."""
 
+    carrier: Carrier | None = field(init=False)
+    """Writes copies of the records into the storage, if that can carry them."""
+
     def __post_init__(self) -> None:
         """Look at the backend once."""
         able = self.backend if isinstance(self.backend, SupportsSyncAhead) else None
@@ -118,6 +123,11 @@ class Pool:
         many = self.backend if isinstance(self.backend, SupportsCloneMany) else None
         object.__setattr__(self, "clones_many", many)
         object.__setattr__(self, "making", Making(self.catalog.commit))
+        carrier = None
+        if isinstance(self.backend, SupportsCarry):
+            carrier = Carrier(self.backend, self.catalog.below, self.making.hides)
+            self.catalog.follower = carrier.follow
+        object.__setattr__(self, "carrier", carrier)
 
     def find(self, record: type[R], key: str, known: Known | None = None) -> R | None:
         """Return the record, whatever its state, or None; as `known` says, if it does."""

@@ -106,3 +106,25 @@ class ImportCatalogResponse(_message.Message):
     RECORD_COUNT_FIELD_NUMBER: _ClassVar[int]
     record_count: int
     def __init__(self, record_count: _Optional[int] = ...) -> None: ...
+
+class RebuildCatalogRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class RebuildCatalogResponse(_message.Message):
+    __slots__ = ("fault", "end")
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    fault: _pool_fault_pb2.PoolFault
+    end: RebuildCatalogEnd
+    def __init__(self, fault: _Optional[_Union[_pool_fault_pb2.PoolFault, _Mapping]] = ..., end: _Optional[_Union[RebuildCatalogEnd, _Mapping]] = ...) -> None: ...
+
+class RebuildCatalogEnd(_message.Message):
+    __slots__ = ("record_count", "stored_count")
+    RECORD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STORED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    record_count: int
+    stored_count: int
+    def __init__(self, record_count: _Optional[int] = ..., stored_count: _Optional[int] = ...) -> None: ...

@@ -65,6 +65,11 @@ class PoolServiceStub:
                 request_serializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogRequest.SerializeToString,
                 response_deserializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogResponse.FromString,
                 _registered_method=True)
+        self.RebuildCatalog = channel.unary_stream(
+                '/volcore.v1.PoolService/RebuildCatalog',
+                request_serializer=volcore_dot_v1_dot_pool__service__pb2.RebuildCatalogRequest.SerializeToString,
+                response_deserializer=volcore_dot_v1_dot_pool__service__pb2.RebuildCatalogResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
@@ -138,6 +143,20 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebuildCatalog(self, request, context):
+        """Makes a catalog that was lost again, from the records that the storage carries: volumes, snapshots, group snapshots,
+        images, attachments, the trash. Streams what could not be made again and why. A catalog with other records than the
+        storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
+        everything. Repeating is safe.
+
+        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
+        no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+        UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -170,6 +189,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.ImportCatalog,
                     request_deserializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogRequest.FromString,
                     response_serializer=volcore_dot_v1_dot_pool__service__pb2.ImportCatalogResponse.SerializeToString,
+            ),
+            'RebuildCatalog': grpc.unary_stream_rpc_method_handler(
+                    servicer.RebuildCatalog,
+                    request_deserializer=volcore_dot_v1_dot_pool__service__pb2.RebuildCatalogRequest.FromString,
+                    response_serializer=volcore_dot_v1_dot_pool__service__pb2.RebuildCatalogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -335,6 +359,33 @@ class PoolService:
             '/volcore.v1.PoolService/ImportCatalog',
             volcore_dot_v1_dot_pool__service__pb2.ImportCatalogRequest.SerializeToString,
             volcore_dot_v1_dot_pool__service__pb2.ImportCatalogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildCatalog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/volcore.v1.PoolService/RebuildCatalog',
+            volcore_dot_v1_dot_pool__service__pb2.RebuildCatalogRequest.SerializeToString,
+            volcore_dot_v1_dot_pool__service__pb2.RebuildCatalogResponse.FromString,
             options,
             channel_credentials,
             insecure,

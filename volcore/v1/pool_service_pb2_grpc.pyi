@@ -76,6 +76,16 @@ class PoolServiceStub:
     RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
     cannot be reached: repeat the call.
     """
+    RebuildCatalog: _grpc.UnaryStreamMultiCallable[_pool_service_pb2.RebuildCatalogRequest, _pool_service_pb2.RebuildCatalogResponse]
+    """Makes a catalog that was lost again, from the records that the storage carries: volumes, snapshots, group snapshots,
+    images, attachments, the trash. Streams what could not be made again and why. A catalog with other records than the
+    storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
+    everything. Repeating is safe.
+
+    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
+    no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+    UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
+    """
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -124,6 +134,16 @@ class PoolServiceAsyncStub(PoolServiceStub):
     empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
     RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
     cannot be reached: repeat the call.
+    """
+    RebuildCatalog: _aio.UnaryStreamMultiCallable[_pool_service_pb2.RebuildCatalogRequest, _pool_service_pb2.RebuildCatalogResponse]  # type: ignore[assignment]
+    """Makes a catalog that was lost again, from the records that the storage carries: volumes, snapshots, group snapshots,
+    images, attachments, the trash. Streams what could not be made again and why. A catalog with other records than the
+    storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
+    everything. Repeating is safe.
+
+    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
+    no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+    UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
     """
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -206,6 +226,22 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
         RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
         cannot be reached: repeat the call.
+        """
+
+    @_abc_1.abstractmethod
+    def RebuildCatalog(
+        self,
+        request: _pool_service_pb2.RebuildCatalogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_pool_service_pb2.RebuildCatalogResponse], _abc.AsyncIterator[_pool_service_pb2.RebuildCatalogResponse]]:
+        """Makes a catalog that was lost again, from the records that the storage carries: volumes, snapshots, group snapshots,
+        images, attachments, the trash. Streams what could not be made again and why. A catalog with other records than the
+        storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
+        everything. Repeating is safe.
+
+        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
+        no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+        UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
         """
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

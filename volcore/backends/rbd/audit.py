@@ -74,7 +74,7 @@ class _Look:
     def faults(self, suspects: Sequence[Fault] | None) -> Iterator[Fault]:
         """Yield what looks wrong."""
         entries = [entry for entry in self._entries if self._in_scope(entry.volume_id)]
-        yield from map(_half_made, filter(self._is_half_made, entries))
+        yield from (half_made(one.volume_id) for one in entries if self._is_half_made(one))
         whole = [entry for entry in entries if entry.image_id]
         parents: dict[str, Parent | None] = {}
         links: list[tuple[str, str, int, str]] = []
@@ -262,7 +262,7 @@ class _Look:
                 if is_derived(image_id, name) and not in_trash:
                     yield _name_without_image(name, image_id)
             elif header.owner == name:  # a clone or copy by others has its source's mark
-                yield _unlisted_image(name, image_id, in_trash=in_trash)
+                yield unlisted_image(name, image_id, in_trash=in_trash)
 
 
 def link_part(image_id: str, snap: int, child: str) -> str:
@@ -284,10 +284,11 @@ def _fault(
     )
 
 
-def _half_made(entry: Entry) -> Fault:
+def half_made(volume_id: str) -> Fault:
+    """Return the fault of an image that is not whole."""
     return _fault(
         FaultKind.HALF_MADE,
-        entry.volume_id,
+        volume_id,
         "",
         "Its making was cut off, and nobody goes on with it; nobody ever had an answer for it.",
         "What there is of it is deleted, or finished if it is whole but for links and names.",
@@ -318,7 +319,8 @@ def _name_without_image(name: str, image_id: str) -> Fault:
     )
 
 
-def _unlisted_image(name: str, image_id: str, *, in_trash: bool) -> Fault:
+def unlisted_image(name: str, image_id: str, *, in_trash: bool) -> Fault:
+    """Return the fault of an image of ours that has no row."""
     if in_trash:
         return _fault(
             FaultKind.TRASH_WITHOUT_ROW,

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from volcore.backends.adopting import ForeignImage, ForeignSource
+from volcore.backends.carrying import Load
 from volcore.backends.contract import (
     BackendCaps,
     BlockDevice,
@@ -27,7 +28,7 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import audit, audit_mending, clones, foreign, parents, snapshots
+from volcore.backends.rbd import audit, audit_mending, carrying, clones, foreign, parents, snapshots
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
@@ -443,6 +444,18 @@ class RbdBackend(VolumeBackend):
     def mend(self, fault: Fault) -> bool:
         """See `SupportsAudit.mend`."""
         return audit_mending.mend(self._changing(), fault)
+
+    def carry(self, loads: Mapping[str, Load]) -> None:
+        """See `SupportsCarry.carry`."""
+        carrying.carry(self._changing(), loads)
+
+    def carried(self, volume_ids: Sequence[str]) -> dict[str, dict[str, bytes]]:
+        """See `SupportsCarry.carried`. Complexity: two rounds for each 64 volumes."""
+        return carrying.carried(self._session(), volume_ids)
+
+    def enter_all(self) -> Iterator[Fault]:
+        """See `SupportsCarry.enter_all`. Complexity: one round for each 64 images."""
+        return carrying.enter_all(self._changing())
 
     @property
     def cluster_id(self) -> str:

@@ -134,6 +134,11 @@ class Directory:
         key = _VOLUME + volume_id
         return self._omap.commit(expect={key: None}, puts={key: _encode(image=image_id)})
 
+    def take_over_all(self, images: Mapping[str, str]) -> bool:
+        """Make images volumes, all or none: False if there is a row of one of the names."""
+        rows = {_VOLUME + volume_id: _encode(image=one) for volume_id, one in images.items()}
+        return self._omap.commit(expect=dict.fromkeys(rows), puts=rows)
+
     def let_go(self, entry: Entry) -> None:
         """Make a volume a foreign image; changes nothing if its row is not as given."""
         key = _VOLUME + entry.volume_id

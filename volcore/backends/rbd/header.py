@@ -12,18 +12,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
 from volcore.backends.rbd.reads import Wave
 from volcore.errors import NotFoundError, Reason
 
 OWNER_KEY: Final = "volcore.volume_id"
 """Image metadata key that says whose an image is (`rbd image-meta list` shows it)."""
+RECORD_PREFIX: Final = "volcore.record/"
+"""Of the rows with the records of the catalog that an image carries, see `carrying.py`."""
 
 _HEAD: Final = 0xFFFFFFFFFFFFFFFE
 """CEPH_NOSNAP: the image itself, not one of its snapshots."""
 _USER_NAMESPACE: Final = 0
 _TRASH_NAMESPACE: Final = 2
 _REPLY_BYTES_MAX: Final = 64 << 10
+_PAGE_ROWS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +99,9 @@ class Headers:
         self._execute(header_object(image_id), "metadata_set", body)
 
     def unmark(self, image_id: str) -> None:
-        """Take back what `mark` wrote. Idempotent."""
+        """Take back what `mark` wrote, and the records that the image carries. Idempotent."""
         with suppress(NotFoundError):
+            drop_rows(self._ioctx, header_object(image_id), RECORD_PREFIX)
             self._execute(header_object(image_id), "metadata_remove", _string(OWNER_KEY))
 
     def owner(self, image_id: str) -> str | None:
@@ -215,6 +220,26 @@ class Headers:
         with translated(f"call rbd.{method} on {name}", missing=missing):
             _, reply = self._ioctx.execute(name, "rbd", method, body, _REPLY_BYTES_MAX)
             return bytes(reply)
+
+
+def drop_rows(ioctx: Any, name: str, prefix: str) -> None:
+    """Delete an object's rows with a prefix.
+
+    Raises:
+        NotFoundError: no such object.
+    """
+    missing = NotFoundError(f"there is no {name}", reason=Reason.OBJECT_NOT_FOUND)
+    rados = bindings().rados
+    while True:
+        with translated(f"read {name}", missing=missing), rados.ReadOpCtx() as reading:
+            found, _ = ioctx.get_omap_vals(reading, "", prefix, _PAGE_ROWS)
+            ioctx.operate_read_op(reading, name)
+            keys = tuple(key for key, _ in found)
+        if not keys:
+            return
+        with translated(f"write {name}", missing=missing), rados.WriteOpCtx() as writing:
+            ioctx.remove_omap_keys(writing, keys)
+            ioctx.operate_write_op(writing, name)
 
 
 def header_object(image_id: str) -> str:

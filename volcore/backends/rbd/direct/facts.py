@@ -18,7 +18,7 @@ from volcore.backends.rbd.direct import family, wire
 from volcore.backends.rbd.direct.plan import header_object
 from volcore.backends.rbd.directory import Entry
 from volcore.backends.rbd.errmap import translated
-from volcore.backends.rbd.header import OWNER_KEY, Headers
+from volcore.backends.rbd.header import OWNER_KEY, RECORD_PREFIX, Headers
 from volcore.backends.refusals import snapshot_missing, volume_missing
 from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import RBD_DEPTH_MAX
@@ -44,7 +44,7 @@ _USUAL_ROWS: Final = frozenset(
     }
 )
 """Rows of a header that mean nothing special."""
-_USUAL_PREFIXES: Final = ("snapshot_", "snap_children_")
+_USUAL_PREFIXES: Final = ("snapshot_", "snap_children_", RECORD_PREFIX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
