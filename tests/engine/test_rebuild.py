@@ -1,14 +1,26 @@
 """A catalog that was lost, made again from what the rbd images carry."""
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
 import pytest
 from rbd_backend.pools import raw_pool
 from rbd_backend.test_warm import SIZE, Site, start
 
+from volcore.backends.rbd import carrying
+from volcore.backends.rbd.direct.wire import child_link
+from volcore.backends.rbd.directory import Directory
+from volcore.backends.rbd.header import RECORD_PREFIX, drop_rows, header_object
+from volcore.catalog.omap import OmapCatalog
+from volcore.engine import carrier, rebuild
 from volcore.engine.audit import Audit
 from volcore.engine.rebuild import Rebuilt
 from volcore.engine.views import CreateVolume, SourceRef
+from volcore.errors import PreconditionError, Reason
 from volcore.model.faults import FaultKind
-from volcore.model.records import AccessMode, SourceKind
+from volcore.model.records import AccessMode, SourceKind, Volume
 from volcore.testing.device_contract import put
 
 pytestmark = pytest.mark.ceph
@@ -87,3 +99,209 @@ def test_equal_to_the_export(ceph_cluster, ceph_pool, lost):
         assert site.read(site.pool.volume("vm-0")) == b"gold"
         site.deploy("more")
         assert rebuilt(site) == ([], len(before) + 1)
+
+
+def rows_of(access, pool: str, image_id: str) -> dict[str, bytes]:
+    """What an image carries, read around the code under test."""
+    import rados
+
+    with raw_pool(access, pool) as ioctx, rados.ReadOpCtx() as op:
+        found, _ = ioctx.get_omap_vals(op, "", RECORD_PREFIX, 100)
+        ioctx.operate_read_op(op, header_object(image_id))
+        return {key.removeprefix(RECORD_PREFIX): value for key, value in found}
+
+
+def image_of(site: Site, name: str) -> str:
+    entry = site.backend._session().directory.find(site.pool.volume(name).backend_id)
+    assert entry is not None
+    return entry.image_id or (entry.link.image_id if entry.link else "")
+
+
+def base(site: Site) -> None:
+    """The image `gold`, and the snapshot `v/s` that it was made of."""
+    site.engine.volumes.create("p", CreateVolume(name="v", size_bytes=SIZE))
+    put(site.backend, site.pool.volume("v").backend_id, 0, b"gold")
+    site.engine.snapshots.create("p", "v", "s")
+    site.engine.images.publish("p", "gold", "v", "s")
+
+
+@pytest.fixture
+def site(ceph_cluster, ceph_pool) -> Iterator[Site]:
+    found = start(ceph_cluster, ceph_pool, count_max=0)
+    with found.undo:
+        base(found)
+        yield found
+
+
+def test_a_clone_has_its_record_at_once(site, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: no moment without it, no write for it. Method: stop what writes behind answers."""
+    assert site.pool.carrier.flush(30)
+    monkeypatch.setattr(site.pool.backend, "carry", None)
+    (one,) = site.deploy("one")
+    want = {"volume/one": one.encode()}
+    assert rows_of(ceph_cluster, ceph_pool, image_of(site, "one")) == want
+
+
+class Killed(BaseException):
+    """The server dies here."""
+
+
+def test_killed_at_each_write(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: a rebuild that was cut off ends right. Method: kill it before each write, repeat it."""
+    monkeypatch.setattr(rebuild, "COMMIT_RECORDS_MAX", 3)
+    monkeypatch.setattr(carrying, "TOGETHER", 3)
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        base(site)
+        site.deploy(*(f"vm-{n}" for n in range(5)))
+        before = exported(site)
+    for kill_at in itertools.count():
+        lose(ceph_cluster, ceph_pool, *OBJECTS)
+        site = start(ceph_cluster, ceph_pool, count_max=0)
+        with site.undo, pytest.MonkeyPatch.context() as patch:
+            left = itertools.count(kill_at, -1)
+            for owner, name in (
+                (Directory, "take_over_all"),
+                (OmapCatalog, "commit"),
+            ):
+                patch.setattr(owner, name, killing(getattr(owner, name), left))
+            with suppress(Killed):
+                rebuilt(site)
+                break
+            patch.undo()
+            assert rebuilt(site) == ([], len(before)), kill_at
+            assert exported(site) == before
+            assert faults_of(site) == []
+    assert kill_at == 3 + 3, "three waves of images, three commits"
+
+
+def killing(call, left: Iterator[int]):
+    def wrapped(*args, **kwargs):
+        if next(left) == 0:
+            raise Killed
+        return call(*args, **kwargs)
+
+    return wrapped
+
+
+def test_images_of_an_older_server(site, ceph_cluster, ceph_pool):
+    """Goal: a start fills in what they lack; nothing else does. Method: take rows away."""
+    site.deploy("one", "two")
+    assert site.pool.carrier.flush(30)
+    headers = site.backend._session().headers
+    drop_rows(headers._ioctx, header_object(image_of(site, "one")), RECORD_PREFIX)
+    assert faults_of(site) == [FaultKind.RECORD_NOT_CARRIED]
+    site.pool.carrier.compare_all()
+    assert site.pool.carrier.flush(30)
+    assert faults_of(site) == []
+    assert set(rows_of(ceph_cluster, ceph_pool, image_of(site, "one"))) == {"volume/one"}
+    drop_rows(headers._ioctx, header_object(image_of(site, "two")), RECORD_PREFIX)
+    *_, fault, _ = Audit(site.engine.pools, (0.05,)).run("p", repair=True)
+    assert (fault.kind, fault.mended) == (FaultKind.RECORD_NOT_CARRIED, True)
+    assert faults_of(site) == []
+
+
+def test_what_is_doubtful_is_left_out(ceph_cluster, ceph_pool):
+    """Goal: nothing is guessed. Method: each kind of doubt, made around the code under test."""
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        base(site)
+        site.deploy("bare", "unlinked", "twin", "broken", "newer", "grown", "fine", "deleted")
+        for name in ("grown", "fine"):
+            site.engine.snapshots.create("p", name, "s")
+        backend_ids = {one.name: one.backend_id for one in site.pool.list(Volume)}
+        assert site.pool.carrier.flush(30)
+        session = site.backend._session()
+        images = {name: image_of(site, name) for name in backend_ids}
+        for name in ("bare", "twin", "broken", "newer"):
+            drop_rows(session.ioctx, header_object(images[name]), RECORD_PREFIX)
+        fine = site.pool.volume("fine")
+        write_rows(
+            session.ioctx,
+            images["twin"],
+            {"volume/fine": fine.but(backend_id=backend_ids["twin"]).encode()},
+        )
+        write_rows(session.ioctx, images["broken"], {"volume/broken": b"no record"})
+        write_rows(session.ioctx, images["newer"], {"volume/newer": b'{"v":99}'})
+        parent = session.headers.parent(images["unlinked"])
+        link = child_link(session.headers.pool_id, images["unlinked"], parent.snap)
+        session.headers.forget_child(parent.image_id, link)
+        with raw_image(ceph_cluster, ceph_pool, backend_ids["grown"]) as image:
+            image.resize(2 * SIZE)
+            image.remove_snap(site.pool.snapshot("grown", "s").backend_id)
+            image.create_snap("theirs")
+        session.rbd.trash_move(session.ioctx, backend_ids["deleted"], 0)
+    lose(ceph_cluster, ceph_pool, *OBJECTS)
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        *faults, _ = site.engine.rebuild.run("p")
+        found = {(fault.kind, fault.subject) for fault in faults}
+        assert found == {
+            (FaultKind.HALF_MADE, backend_ids["unlinked"]),
+            (FaultKind.IMAGE_WITHOUT_RECORD, backend_ids["bare"]),
+            (FaultKind.IMAGE_WITHOUT_RECORD, backend_ids["broken"]),
+            (FaultKind.IMAGE_WITHOUT_RECORD, backend_ids["newer"]),
+            (FaultKind.RECORD_AMBIGUOUS, max(backend_ids["fine"], backend_ids["twin"])),
+            (FaultKind.RECORD_UNREADABLE, backend_ids["broken"]),
+            (FaultKind.RECORD_UNREADABLE, backend_ids["newer"]),
+            (FaultKind.SIZE_MISMATCH, backend_ids["grown"]),
+            (FaultKind.SNAPSHOT_WITHOUT_IMAGE, backend_ids["grown"]),
+            (FaultKind.SNAPSHOT_WITHOUT_RECORD, backend_ids["grown"]),
+            (FaultKind.TRASH_WITHOUT_ROW, backend_ids["deleted"]),
+        }
+        assert {one.name for one in site.pool.list(Volume)} == {"v", "grown"}
+
+
+def write_rows(ioctx, image_id: str, rows: dict[str, bytes]) -> None:
+    import rados
+
+    with rados.WriteOpCtx() as op:
+        ioctx.set_omap(op, tuple(RECORD_PREFIX + key for key in rows), tuple(rows.values()))
+        ioctx.operate_write_op(op, header_object(image_id))
+
+
+def test_a_catalog_that_is_not_lost(site, ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: it is never overwritten; what it carries not is refused. Method: hold copies back."""
+    site.deploy("one")
+    before = exported(site)
+    assert rebuilt(site) == ([], len(before))
+    monkeypatch.setattr(carrier, "loads_of", lambda *_: ({}, []))
+    site.engine.volumes.update_labels("p", "one", {"a": "b"})
+    changed = exported(site)
+    with pytest.raises(PreconditionError) as caught:
+        rebuilt(site)
+    assert caught.value.reason is Reason.CATALOG_NOT_EMPTY
+    assert exported(site) == changed != before
+
+
+def test_deleted_just_before(ceph_cluster, ceph_pool):
+    """Goal: what was deleted does not come back. Method: a client holds its image up."""
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        base(site)
+        site.deploy("gone")
+        gone = site.pool.volume("gone")
+        assert site.pool.carrier.flush(30)
+        with raw_image(ceph_cluster, ceph_pool, gone.backend_id):
+            site.engine.volumes.delete("p", "gone")
+            assert site.pool.carrier.flush(30)
+            site.engine.close(1)
+            site.backend.close()
+            lose(ceph_cluster, ceph_pool, *OBJECTS)
+        site = start(ceph_cluster, ceph_pool, count_max=0)
+        with site.undo:
+            *faults, _ = site.engine.rebuild.run("p")
+            assert [(fault.kind, fault.subject) for fault in faults] == [
+                (FaultKind.IMAGE_WITHOUT_RECORD, gone.backend_id)
+            ]
+            assert [one.name for one in site.pool.list(Volume)] == ["v"]
+
+
+@contextmanager
+def raw_image(access, pool: str, name: str) -> Iterator[Any]:
+    """An image that a client has open for writing."""
+    import rbd
+
+    with raw_pool(access, pool) as ioctx, rbd.Image(ioctx, name) as image:
+        image.write(b"mine", 0)
+        yield image

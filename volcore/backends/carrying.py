@@ -21,6 +21,11 @@ class Load:
     records: Mapping[str, bytes] = field(default_factory=dict)
     """Bytes by `<kind>/<key>`; all that it is to carry of `kinds`."""
 
+    def is_carried(self, present: Mapping[str, bytes]) -> bool:
+        """Return whether a volume that carries `present` carries just this."""
+        ours = {key: raw for key, raw in present.items() if key.partition("/")[0] in self.kinds}
+        return ours == self.records
+
 
 @runtime_checkable
 class SupportsCarry(Protocol):

@@ -312,6 +312,10 @@ class SupportsShortPath(Protocol):
         """Whether the short path is used. Costs no access to the storage."""
 
 
+Records = Mapping[str, Mapping[str, bytes]]
+"""What volumes of the backend carry: bytes by `<kind>/<key>`, by volume id."""
+
+
 def no_reserve() -> None:
     """Write nothing down."""
 
@@ -327,8 +331,12 @@ class SupportsCloneMany(Protocol):
         targets: Mapping[str, int],
         *,
         reserve: Callable[[], None] = no_reserve,
+        records: Records | None = None,
     ) -> dict[str, VolcoreError]:
         """Make a clone for each (target id: size in bytes), as `clone` does.
+
+        `records`: what clones, by id, carry from the beginning where that costs no time
+        (`SupportsCarry`).
 
         Without a snapshot, clones show the volume at an instant of this call, most often the same.
         Atomicity: of each clone. Returns the errors of those that failed; they left nothing.

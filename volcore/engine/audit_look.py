@@ -3,14 +3,17 @@
 Records are read a page at a time, and of each only what is compared is kept.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from volcore.backends.adopting import SupportsAdopt
 from volcore.backends.auditing import SupportsAudit
+from volcore.backends.carrying import SupportsCarry
 from volcore.backends.contract import VolumeFacts
 from volcore.engine.audit_records import Records, Reference
+from volcore.engine.carrier import loads_of
 from volcore.engine.pool import Pool
 from volcore.model.faults import Fault, FaultKind
 from volcore.model.names import is_name
@@ -67,6 +70,33 @@ class Look:
                         yield _without_image(reference, backend_id)
                 else:
                     yield from self._differences(records, reference, found)
+            yield from self._not_carried(records, sorted(facts))
+
+    def _not_carried(self, records: Records, backend_ids: Sequence[str]) -> Iterator[Fault]:
+        """Compare what volumes carry with what they should."""
+        at, found = self._at, records.references
+        if not isinstance(at.backend, SupportsCarry):
+            return
+        known = [(one, found[one]) for one in backend_ids if one in found]
+        subjects = [(one.kind, one.key) for _, one in known if one.kind is not None]
+        loads, _ = loads_of(at.catalog.below, subjects, at.making.hides)
+        carried = at.backend.carried(sorted(loads))
+        for backend_id, reference in known:
+            load = loads.get(backend_id)
+            if load is None or load.is_carried(carried.get(backend_id, {})):
+                continue
+            digest = hashlib.sha256(repr(sorted(load.records.items())).encode()).hexdigest()
+            yield Fault(
+                kind=FaultKind.RECORD_NOT_CARRIED,
+                concerns=reference.resource,
+                subject=backend_id,
+                part=f"{reference.kind} {digest[:16]}",
+                key=reference.key,
+                meaning="Its storage does not carry the records of it as they are, from which a "
+                "lost catalog would be rebuilt.",
+                remedy="They are written; no data is touched.",
+                mendable=True,
+            )
 
     def _without_record(self, backend_id: str, *, is_lost: bool) -> Fault:
         """Return the fault of a volume that no record names; `is_lost`: no record names any."""

@@ -19,6 +19,7 @@ from volcore.model.records import (
     Attachment,
     Image,
     Intent,
+    Kind,
     Snapshot,
     State,
     Volume,
@@ -124,6 +125,13 @@ def _record_snapshot(at: Pool, fault: Fault) -> bool:
     return True
 
 
+def _carry(at: Pool, fault: Fault) -> bool:
+    """Write the records of a volume into its storage."""
+    assert at.carrier is not None
+    at.carrier.compare([(Kind(fault.part.partition(" ")[0]), fault.key)])
+    return at.carrier.flush(CARRY_TIMEOUT_S)
+
+
 def _drop_warm(at: Pool, fault: Fault) -> bool:
     """Delete a warm clone, or what is left of it; the stock finds its record gone."""
     clone = at.find(WarmClone, fault.key)
@@ -141,10 +149,12 @@ def _drop_warm(at: Pool, fault: Fault) -> bool:
     return True
 
 
+CARRY_TIMEOUT_S: Final = 10.0
 MENDERS: Final[Mapping[FaultKind, Callable[[Pool, Fault], bool]]] = {
     FaultKind.ATTACHMENT_WITHOUT_VOLUME: _detach,
     FaultKind.IMAGE_WITHOUT_RECORD: _release,
     FaultKind.INTENT_WITHOUT_OWNER: _settle,
+    FaultKind.RECORD_NOT_CARRIED: _carry,
     FaultKind.SIZE_MISMATCH: _take_size,
     FaultKind.SNAPSHOT_WITHOUT_RECORD: _record_snapshot,
     FaultKind.SNAPSHOT_WITHOUT_VOLUME: _drop_snapshot,

@@ -11,6 +11,7 @@ from volcore.model.records import (
     Image,
     Intent,
     IntentAction,
+    Kind,
     Operation,
     Record,
     Snapshot,
@@ -36,6 +37,8 @@ class Reference:
     """False: it may not exist yet, or any more."""
     is_volume: bool = False
     is_warm: bool = False
+    kind: Kind | None = None
+    """Of a record that its storage carries."""
 
 
 class Records:
@@ -117,6 +120,7 @@ class Records:
             size_bytes=volume.size_bytes,
             is_needed=self._is_ready(volume, resource),
             is_volume=True,
+            kind=Kind.VOLUME,
         )
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
@@ -142,7 +146,7 @@ class Records:
         volume = trashed.volume
         resource = f"pools/{self._at.name}/volumes/{volume.name} in the trash"
         self.references[volume.backend_id] = Reference(
-            resource=resource, key=trashed.key, size_bytes=volume.size_bytes
+            resource=resource, key=trashed.key, size_bytes=volume.size_bytes, kind=Kind.TRASH
         )
         self.snapshots[volume.backend_id] = {
             one.backend_id: f"{resource}, its snapshot {one.name}" for one in trashed.snapshots
@@ -153,7 +157,7 @@ class Records:
         is_ready = self._is_ready(image, resource)
         self._image_ids.add(image.id)
         self.references[image.backend_volume_id] = Reference(
-            resource=resource, key=image.key, is_needed=is_ready
+            resource=resource, key=image.key, is_needed=is_ready, kind=Kind.IMAGE
         )
         if is_ready:
             known = {image.backend_snapshot_id: f"{resource}, its content"}

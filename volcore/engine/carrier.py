@@ -96,6 +96,12 @@ class Carrier:
             self._dropped |= dropped
             self._wake()
 
+    def compare(self, subjects: Sequence[Subject]) -> None:
+        """Compare some, soon."""
+        with self._changed:
+            self._subjects |= dict.fromkeys(subjects)
+            self._wake()
+
     def compare_all(self) -> None:
         """Compare everything, in the background."""
         with self._changed:
@@ -260,6 +266,11 @@ def _loads_of_volumes(catalog: Catalog, volumes: Sequence[tuple[Volume, bytes]])
                 records[f"{Kind.ATTACHMENT}/{key}"] = one
         loads[volume.backend_id] = Load(kinds=VOLUME_KINDS, records=records)
     return loads
+
+
+def first_load(volume: Volume) -> dict[str, bytes]:
+    """Return what a new volume carries."""
+    return {f"{volume.KIND}/{volume.key}": volume.encode()}
 
 
 def _subjects(change: Change) -> list[Subject]:

@@ -13,6 +13,7 @@ from typing import Final
 from volcore import limits
 from volcore.backends.contract import SupportsCloneMany
 from volcore.engine import warm
+from volcore.engine.carrier import first_load
 from volcore.engine.changes import settle, settle_leftover
 from volcore.engine.making import key_of
 from volcore.engine.pool import (
@@ -272,7 +273,7 @@ def _act_on_all(
         return volume
 
     if pool.clones_many is not None and source is not None:
-        return _clone_many(pool.clones_many, planned, source, begin)
+        return _clone_many(pool, pool.clones_many, planned, source, begin)
     begin()
     if len(planned) == 1:
         return [act(planned[0])]
@@ -281,6 +282,7 @@ def _act_on_all(
 
 
 def _clone_many(
+    pool: Pool,
     backend: SupportsCloneMany,
     planned: Sequence[Volume],
     source: Image | Snapshot | Volume,
@@ -289,6 +291,7 @@ def _clone_many(
     """Clone the source for all volumes; the intents are written beside the backend's names."""
     origin, point = _place(source)
     targets = {volume.backend_id: volume.size_bytes for volume in planned}
+    records = {} if pool.carrier is None else {one.backend_id: first_load(one) for one in planned}
     begun = False
 
     def reserve() -> None:
@@ -297,7 +300,7 @@ def _clone_many(
         begun = True
 
     try:
-        failed = backend.clone_many(origin, point, targets, reserve=reserve)
+        failed = backend.clone_many(origin, point, targets, reserve=reserve, records=records)
     except VolcoreError as err:
         if not begun:
             raise

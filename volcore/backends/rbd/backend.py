@@ -23,6 +23,7 @@ from volcore.backends.contract import (
     PoolStats,
     Progress,
     RbdConnection,
+    Records,
     ShortPath,
     VolumeBackend,
     VolumeFacts,
@@ -256,9 +257,11 @@ class RbdBackend(VolumeBackend):
         targets: Mapping[str, int],
         *,
         reserve: Callable[[], None] = no_reserve,
+        records: Records | None = None,
     ) -> dict[str, VolcoreError]:
         """See `SupportsCloneMany.clone_many`. Complexity: two round trips for each 128 clones."""
-        return clones.clone_many(self._changing(), volume_id, snapshot_id, targets, reserve)
+        session = self._changing()
+        return clones.clone_many(session, volume_id, snapshot_id, targets, reserve, records)
 
     def look_for(self, volume_ids: Sequence[str]) -> Callable[[], set[str]]:
         """See `SupportsLookFor.look_for`."""

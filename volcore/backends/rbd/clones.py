@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from volcore.backends.contract import ShortPathState, no_reserve
+from volcore.backends.contract import Records, ShortPathState, no_reserve
 from volcore.backends.rbd.direct.cloner import BATCH_MAX, Once
 from volcore.backends.rbd.directory import HIDDEN_PREFIX, Entry
 from volcore.backends.rbd.errmap import translated
@@ -46,10 +46,11 @@ def clone_many(
     snapshot_id: str | None,
     targets: Mapping[str, int],
     reserve: Callable[[], None] = no_reserve,
+    records: Records | None = None,
 ) -> dict[str, VolcoreError]:
     """See `SupportsCloneMany.clone_many`."""
     once = Once(reserve)
-    with session.claiming(targets):
+    with session.claiming(targets, records or {}):
         if snapshot_id is None:
             failed = _clone_live_directly(session, volume_id, targets, once)
         else:

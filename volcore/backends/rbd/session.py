@@ -3,10 +3,11 @@
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any, Final
 
+from volcore.backends.contract import Records
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.description import Descriptions
@@ -66,7 +67,8 @@ class Session:
         self._undo = contextlib.ExitStack()
         self._devices: set[RbdDevice] = set()
         self._devices_lock = threading.Lock()
-        self._in_flight: set[str] = set()
+        self._in_flight: dict[str, Mapping[str, bytes]] = {}
+        """What is being made, and the records that it is to carry."""
         with contextlib.ExitStack() as undo:
             cluster.acquire()
             undo.callback(cluster.release)
@@ -94,6 +96,7 @@ class Session:
                 self.directory,
                 self.find,
                 self._alone,
+                self._records_of,
                 order=ORDER,
                 features=FEATURES,
             )
@@ -194,6 +197,11 @@ class Session:
         with self._devices_lock:
             return volume_id in self._in_flight
 
+    def _records_of(self, volume_id: str) -> Mapping[str, bytes]:
+        """Return what a volume that is being made is to carry."""
+        with self._devices_lock:
+            return self._in_flight.get(volume_id, {})
+
     def find(self, volume_id: str) -> Entry | None:
         """Return the row of a volume, also of a half-made one.
 
@@ -219,8 +227,12 @@ class Session:
             yield is_closed
 
     @contextmanager
-    def claiming(self, volume_ids: Collection[str]) -> Iterator[None]:
+    def claiming(
+        self, volume_ids: Collection[str], records: Records | None = None
+    ) -> Iterator[None]:
         """Keep other threads of this process from making or deleting these volumes.
+
+        `records`: what they are to carry from the beginning.
 
         Raises:
             ConflictError: NAME_TAKEN, one is being made.
@@ -229,12 +241,13 @@ class Session:
             for volume_id in volume_ids:
                 if volume_id in self._in_flight:
                     raise id_taken(volume_id)
-            self._in_flight.update(volume_ids)
+            self._in_flight |= {one: (records or {}).get(one, {}) for one in volume_ids}
         try:
             yield
         finally:
             with self._devices_lock:
-                self._in_flight.difference_update(volume_ids)
+                for volume_id in volume_ids:
+                    del self._in_flight[volume_id]
 
     @contextmanager
     def building(self, volume_id: str, *, source: str = "") -> Iterator[None]:

@@ -71,6 +71,7 @@ class Cloner:
         recovery: DirectRecovery,
         facts: FactsCache,
         finisher: Finisher,
+        records_of: Callable[[str], Mapping[str, bytes]],
         *,
         order: int,
         features: int,
@@ -80,6 +81,7 @@ class Cloner:
         self._recovery = recovery
         self._facts = facts
         self._finisher = finisher
+        self._records_of = records_of
         self._order = order
         self._features = features
         self._pool_id = int(waves.ioctx.get_pool_id())
@@ -209,6 +211,7 @@ class Cloner:
             overlap_bytes=facts.size_bytes,
             order=self._order,
             features=self._features,
+            records=self._records_of(volume_id),
         )
 
     def _clone_batch(

@@ -37,6 +37,7 @@ class DirectPath:
         directory: Directory,
         find: Callable[[str], Entry | None],
         alone: Callable[[str], AbstractContextManager[bool]],
+        records_of: Callable[[str], Mapping[str, bytes]],
         *,
         order: int,
         features: int,
@@ -56,6 +57,7 @@ class DirectPath:
             self.recovery,
             self._facts,
             self._finisher,
+            records_of,
             order=order,
             features=features,
         )

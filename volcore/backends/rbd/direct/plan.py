@@ -11,14 +11,15 @@ what a crash leaves is what the row says or less.
 import hashlib
 import secrets
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.waves import Write, calling
 from volcore.backends.rbd.directory import Link
+from volcore.backends.rbd.header import RECORD_PREFIX
 
 DIRECTORY_OBJECT: Final = "rbd_directory"
 IMAGE_WRITES: Final = 4
@@ -41,6 +42,8 @@ class Plan:
     """Bytes that are read from the parent: the snapshot's size."""
     order: int
     features: int
+    records: Mapping[str, bytes] = field(default_factory=dict, hash=False)
+    """What the clone carries, see `carrying.py`."""
 
     def name(self) -> Write:
         """Return the name object."""
@@ -61,6 +64,7 @@ class Plan:
             features=self.features,
             parent=wire.parent_row(self.pool_id, link.parent_id, link.snap, self.overlap_bytes),
         )
+        rows |= {RECORD_PREFIX + key: raw for key, raw in self.records.items()}
         object_map = wire.empty_object_map(self.size_bytes, self.order)
 
         def fill_header(op: Any) -> None:
