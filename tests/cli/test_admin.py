@@ -53,3 +53,18 @@ def test_a_fault(ceph_cluster, ceph_pool):
         done = site.volcore("admin", "import", str(site.server.directory / "export"))
         assert (done.returncode, done.stdout) == (0, "")
         assert done.stderr.startswith("1 records; now compare")
+        done = site.volcore("admin", "rebuild")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.startswith("1 records from 1 stored volumes, 0 findings; now compare")
+        with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+            rbd.RBD().create(ioctx, "w.1", 8 << 20, old_format=False)
+            with rbd.Image(ioctx, "w.1") as image:
+                image.metadata_set("volcore.volume_id", "w.1")
+        done = site.volcore("admin", "rebuild")
+        assert done.returncode == 1
+        first, meaning, remedy = done.stdout.splitlines()
+        assert first == "IMAGE_WITHOUT_RECORD  rbd image w.1"
+        assert meaning.startswith("  It carries no record")
+        assert remedy.startswith("  Left out: `volcore admin check --repair` releases it")
+        (fault,) = json.loads(site.volcore("admin", "rebuild", "-o", "json").stdout)["items"]
+        assert fault["concerns"] == "rbd image w.1"

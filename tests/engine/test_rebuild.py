@@ -305,3 +305,62 @@ def raw_image(access, pool: str, name: str) -> Iterator[Any]:
     with raw_pool(access, pool) as ioctx, rbd.Image(ioctx, name) as image:
         image.write(b"mine", 0)
         yield image
+
+
+def test_what_may_be_stale(ceph_cluster, ceph_pool):
+    """Goal: a loss of server and catalog in one moment costs this moment. Method: no copies."""
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo, pytest.MonkeyPatch.context() as patch:
+        base(site)
+        site.deploy("one")
+        site.engine.snapshots.create("p", "one", "brief")
+        assert site.pool.carrier.flush(30)
+        before = [line for line in exported(site) if b'"brief"' not in line]
+        patch.setattr(carrier, "loads_of", lambda *_: ({}, []))
+        site.engine.volumes.update_labels("p", "one", {"a": "b"})
+        site.engine.snapshots.create("p", "one", "new")
+        site.engine.snapshots.delete("p", "one", "brief")
+        assert site.engine.deletions.wait(60)
+        now = exported(site)
+    lose(ceph_cluster, ceph_pool, *OBJECTS)
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        kinds, _ = rebuilt(site)
+        assert kinds == [FaultKind.SNAPSHOT_WITHOUT_IMAGE, FaultKind.SNAPSHOT_WITHOUT_RECORD]
+        assert exported(site) == before != now
+
+
+def test_killed_before_the_copies(ceph_cluster, ceph_pool):
+    """Goal: the next server writes what a killed one has not. Method: no copies, then a start."""
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo, pytest.MonkeyPatch.context() as patch:
+        base(site)
+        site.deploy("one", "two")
+        patch.setattr(carrier, "loads_of", lambda *_: ({}, []))
+        site.engine.volumes.update_labels("p", "one", {"a": "b"})
+        site.engine.snapshots.create("p", "one", "new")
+        site.engine.attachments.attach("p", "two", "host-1", AccessMode.READ_WRITE)
+        before = exported(site)
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        assert site.pool.carrier.flush(30)
+    lose(ceph_cluster, ceph_pool, *OBJECTS)
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        assert rebuilt(site) == ([], len(before))
+        assert exported(site) == before
+
+
+def test_released_images_carry_nothing(site, ceph_cluster, ceph_pool):
+    """Goal: what is given back is nobody's. Method: release, adopt under another name."""
+    site.deploy("one")
+    site.engine.snapshots.create("p", "one", "s")
+    assert site.pool.carrier.flush(30)
+    image_id = image_of(site, "one")
+    assert set(rows_of(ceph_cluster, ceph_pool, image_id)) == {"volume/one", "snapshot/one/s"}
+    where = site.engine.adoption.release("p", "one")
+    assert site.pool.carrier.flush(30)
+    assert rows_of(ceph_cluster, ceph_pool, image_id) == {}
+    site.engine.adoption.adopt("p", "other", where)
+    assert site.pool.carrier.flush(30)
+    assert set(rows_of(ceph_cluster, ceph_pool, image_id)) == {"volume/other", "snapshot/other/s"}

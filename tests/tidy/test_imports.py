@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "backends.contract": VALUES,
     "backends.adopting": VALUES,
     "backends.auditing": VALUES,
+    "backends.carrying": VALUES,
     "backends.verifying": VALUES,
     "backends.refusals": VALUES | {"backends.contract"},
     "backends.memory": VALUES | {"kernels", "backends.contract", "backends.refusals"},
@@ -33,8 +34,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "backends.rbd": VALUES
     | {
-        "kernels", "backends.adopting", "backends.auditing", "backends.contract",
-        "backends.refusals",
+        "kernels", "backends.adopting", "backends.auditing", "backends.carrying",
+        "backends.contract", "backends.refusals",
     },
     "catalog": set(),
     "catalog.contract": VALUES,
@@ -44,8 +45,8 @@ ARROWS: dict[str, set[str]] = {
     "images": VALUES | {"kernels", "backends.contract", "nbd"},
     "engine": VALUES
     | {
-        "kernels", "backends.adopting", "backends.auditing", "backends.contract",
-        "backends.verifying", "catalog.contract", "images",
+        "kernels", "backends.adopting", "backends.auditing", "backends.carrying",
+        "backends.contract", "backends.verifying", "catalog.contract", "images",
     },
     "wire": VALUES | {"v1"},
     "client": VALUES | {"v1", "wire"},

@@ -27,6 +27,7 @@ from volcore.model.faults import Fault
 
 PAUSES_S: Final = (0.3, 1.0, 3.0)
 """Before each further look at what is suspected; intents of what was made go after 1 s at most."""
+FLUSH_TIMEOUT_S: Final = 1.0
 _log = structlog.get_logger("volcore.engine")
 
 
@@ -68,6 +69,7 @@ class Audit:
             UnavailableError: the storage cannot be reached.
         """
         at = self._pools.open(pool)
+        _flush(at)
         look = Look(at)
         suspected: dict[tuple[str, ...], Fault] = {}
         is_cut = False
@@ -81,12 +83,19 @@ class Audit:
             if not suspected:
                 break
             sleep(pause_s)
+            _flush(at)
             suspects = list(suspected.values())
             again = {fault.identity for fault in Look(at).faults(suspects, objects=objects)}
             suspected = {key: fault for key, fault in suspected.items() if key in again}
         for fault in suspected.values():
             yield _mended(at, fault) if repair and fault.mendable else fault
         yield looked
+
+
+def _flush(at: Pool) -> None:
+    """Let the storage take the records that calls have changed, if that is done soon."""
+    if at.carrier is not None:
+        at.carrier.flush(FLUSH_TIMEOUT_S)
 
 
 def _mended(at: Pool, fault: Fault) -> Fault:

@@ -93,10 +93,13 @@ class Rebuild:
                 reason=Reason.OPERATION_PENDING,
                 retryable=True,
             )
+        reading = None
         if present := _present(at):  # before anything is changed
-            _refuse_others(at, present, _Reading(at, backend).wanted)
+            reading = _Reading(at, backend)
+            _refuse_others(at, present, reading.wanted)
         left_out = list(backend.enter_all())
-        reading = _Reading(at, backend)
+        if reading is None or reading.listed != set(backend.walk()):
+            reading = _Reading(at, backend)
         wanted = reading.wanted
         locks = {image_lock(key) for kind, key in wanted if kind == Image.KIND}
         locks |= {volume_lock(key.partition("/")[0]) for kind, key in wanted if kind != Image.KIND}
@@ -156,7 +159,8 @@ class _Reading:
         self._claims: dict[tuple[str, str], str] = {}
         """Which volume of the backend carries a record."""
         busy = {one.backend_volume_id for one in at.list(Intent)}
-        ids = sorted(set(at.backend.walk()) - busy)
+        self.listed = set(at.backend.walk())
+        ids = sorted(self.listed - busy)
         for start in range(0, len(ids), TOGETHER):
             some = ids[start : start + TOGETHER]
             facts, carried = at.backend.describe_many(some), backend.carried(some)

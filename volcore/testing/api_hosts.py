@@ -6,6 +6,7 @@ See `api_sanity`.
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -181,6 +182,20 @@ class HostsSanity:
             client.import_catalog(stage.pool, b"")
         with pytest.raises(NotFoundError):
             client.export_catalog("pools/unknown")
+
+    def test_rebuild_catalog(self, stage: Stage) -> None:
+        """Goal: a catalog in use stays as it is. Method: rebuild where that is known, compare."""
+        client = stage.client
+        stage.volume()
+        before = client.export_catalog(stage.pool).splitlines()[1:-1]
+        with suppress(NotSupportedError):
+            found = client.rebuild_catalog(stage.pool)
+            assert found.faults == []
+            assert found.end is not None
+            assert found.end.record_count == len(before)
+        assert client.export_catalog(stage.pool).splitlines()[1:-1] == before
+        with pytest.raises(NotFoundError):
+            client.rebuild_catalog("pools/unknown")
 
     def test_hand_over(self, stage: Stage) -> None:
         """Goal: one host may write, whatever is repeated. Method: hand over and back, then end."""

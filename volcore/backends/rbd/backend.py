@@ -260,8 +260,9 @@ class RbdBackend(VolumeBackend):
         records: Records | None = None,
     ) -> dict[str, VolcoreError]:
         """See `SupportsCloneMany.clone_many`. Complexity: two round trips for each 128 clones."""
-        session = self._changing()
-        return clones.clone_many(session, volume_id, snapshot_id, targets, reserve, records)
+        return clones.clone_many(
+            self._changing(), volume_id, snapshot_id, targets, reserve, records
+        )
 
     def look_for(self, volume_ids: Sequence[str]) -> Callable[[], set[str]]:
         """See `SupportsLookFor.look_for`."""
@@ -298,11 +299,7 @@ class RbdBackend(VolumeBackend):
                 session.handles.release_snapshot(volume_id, snapshot_id, image)
 
         device = RbdDevice(
-            image,
-            volume_id=volume_id,
-            read_only=read_only,
-            check=session.check,
-            on_close=on_close,
+            image, volume_id=volume_id, read_only=read_only, check=session.check, on_close=on_close
         )
         session.add_device(device)
         return device
@@ -453,7 +450,7 @@ class RbdBackend(VolumeBackend):
         carrying.carry(self._changing(), loads)
 
     def carried(self, volume_ids: Sequence[str]) -> dict[str, dict[str, bytes]]:
-        """See `SupportsCarry.carried`. Complexity: two rounds for each 64 volumes."""
+        """See `SupportsCarry.carried`."""
         return carrying.carried(self._session(), volume_ids)
 
     def enter_all(self) -> Iterator[Fault]:
