@@ -135,7 +135,13 @@ def site(ceph_cluster, ceph_pool) -> Iterator[Site]:
 
 def test_a_clone_has_its_record_at_once(site, ceph_cluster, ceph_pool, monkeypatch):
     """Goal: no moment without it, no write for it. Method: stop what writes behind answers."""
+    site.deploy("before")
     assert site.pool.carrier.flush(30)
+    waves = site.backend._session().direct.waves
+    written = waves.write_count
+    site.pool.carrier.compare_all()
+    assert site.pool.carrier.flush(30)
+    assert waves.write_count == written
     monkeypatch.setattr(site.pool.backend, "carry", None)
     (one,) = site.deploy("one")
     want = {"volume/one": one.encode()}
@@ -187,6 +193,7 @@ def killing(call, left: Iterator[int]):
 def test_images_of_an_older_server(site, ceph_cluster, ceph_pool):
     """Goal: a start fills in what they lack; nothing else does. Method: take rows away."""
     site.deploy("one", "two")
+    site.pool.making.flush()  # a check leaves out what has an intent
     assert site.pool.carrier.flush(30)
     headers = site.backend._session().headers
     drop_rows(headers._ioctx, header_object(image_of(site, "one")), RECORD_PREFIX)
@@ -206,7 +213,8 @@ def test_what_is_doubtful_is_left_out(ceph_cluster, ceph_pool):
     site = start(ceph_cluster, ceph_pool, count_max=0)
     with site.undo:
         base(site)
-        site.deploy("bare", "unlinked", "twin", "broken", "newer", "grown", "fine", "deleted")
+        names = "bare unlinked twin broken newer grown fine deleted renamed"
+        site.deploy(*names.split())
         for name in ("grown", "fine"):
             site.engine.snapshots.create("p", name, "s")
         backend_ids = {one.name: one.backend_id for one in site.pool.list(Volume)}
@@ -230,6 +238,7 @@ def test_what_is_doubtful_is_left_out(ceph_cluster, ceph_pool):
             image.resize(2 * SIZE)
             image.remove_snap(site.pool.snapshot("grown", "s").backend_id)
             image.create_snap("theirs")
+        session.rbd.rename(session.ioctx, backend_ids["renamed"], "else")
         session.rbd.trash_move(session.ioctx, backend_ids["deleted"], 0)
     lose(ceph_cluster, ceph_pool, *OBJECTS)
     site = start(ceph_cluster, ceph_pool, count_max=0)
@@ -238,6 +247,7 @@ def test_what_is_doubtful_is_left_out(ceph_cluster, ceph_pool):
         found = {(fault.kind, fault.subject) for fault in faults}
         assert found == {
             (FaultKind.HALF_MADE, backend_ids["unlinked"]),
+            (FaultKind.IMAGE_RENAMED, backend_ids["renamed"]),
             (FaultKind.IMAGE_WITHOUT_RECORD, backend_ids["bare"]),
             (FaultKind.IMAGE_WITHOUT_RECORD, backend_ids["broken"]),
             (FaultKind.IMAGE_WITHOUT_RECORD, backend_ids["newer"]),

@@ -19,7 +19,7 @@ import structlog
 
 from volcore.backends.carrying import Load, SupportsCarry
 from volcore.catalog.contract import Catalog, Change
-from volcore.errors import IntegrityError
+from volcore.errors import IntegrityError, Reason, VolcoreError
 from volcore.model.records import (
     Attachment,
     Image,
@@ -33,6 +33,8 @@ from volcore.model.records import (
 DELAY_S: Final = 0.25
 """How long a change waits for others to go with."""
 RETRY_S: Final = 1.0
+RETRY_S_MAX: Final = 30.0
+"""After failures, one after another."""
 TOGETHER: Final = 128
 """Volumes compared at once."""
 VOLUME_KINDS: Final = (Kind.VOLUME, Kind.SNAPSHOT, Kind.ATTACHMENT, Kind.TRASH)
@@ -70,6 +72,8 @@ class Carrier:
         self._due_s = 0.0
         """When those are compared again."""
         self._running = False
+        self._is_idle = False
+        """Whether the thread must be woken; else it looks by itself, and takes no processor."""
         self._hasty = 0
         """How many wait for an end."""
         self._thread: threading.Thread | None = None
@@ -86,11 +90,12 @@ class Carrier:
             for line in lines
             if line.kind in _MAIN and line.value is None and isinstance(line.expect, bytes)
         }
-        dropped -= {
-            _backend_id(_MAIN[line.kind].decode(line.value))
-            for line in lines
-            if line.kind in _MAIN and line.value is not None
-        }
+        if dropped:  # else nothing is decoded before an answer
+            dropped -= {
+                _backend_id(_MAIN[line.kind].decode(line.value))
+                for line in lines
+                if line.kind in _MAIN and line.value is not None
+            }
         with self._changed:
             self._subjects |= subjects
             self._dropped |= dropped
@@ -110,12 +115,17 @@ class Carrier:
 
     def flush(self, timeout_s: float) -> bool:
         """Write what there is, now; return whether that is done: all but what is being made."""
+        until_s = time.monotonic() + timeout_s
         with self._changed:
             self._hasty += 1
-            self._due_s = 0.0
             self._changed.notify_all()
             try:
-                return self._changed.wait_for(lambda: not self._is_busy(), timeout_s)
+                if not self._changed.wait_for(lambda: not self._running, timeout_s):
+                    return False
+                self._due_s = 0.0  # what was being made a moment ago is looked at again
+                self._changed.notify_all()
+                left_s = until_s - time.monotonic()
+                return self._changed.wait_for(lambda: not self._is_busy(), left_s)
             finally:
                 self._hasty -= 1
 
@@ -142,33 +152,39 @@ class Carrier:
         if self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._run, name="carrier", daemon=True)
             self._thread.start()
-        self._changed.notify_all()
+        elif self._is_idle:
+            self._changed.notify_all()
 
     def _run(self) -> None:
+        failures = 0
         while (work := self._next()) is not None:
             subjects, dropped, is_listing = work
             others: dict[Subject, None] = {}
             later: Sequence[Subject] = ()
-            failed = False
             try:
                 if is_listing:
                     others = self._all()
                 later = self._compare(subjects, dropped)
-            except Exception:
-                _log.warning("records not written into the storage, tried again", exc_info=True)
-                later, failed = subjects, True
+                failures = 0
+            except Exception as err:
+                if isinstance(err, VolcoreError) and err.reason is Reason.SHUTTING_DOWN:
+                    return
+                if not failures:
+                    _log.exception("records not written into the storage, tried again")
+                later, failures = subjects, failures + 1
+            pause_s = min(RETRY_S * failures, RETRY_S_MAX)
             with self._changed:
                 if not self._closed:
                     self._others |= others
                     self._later |= dict.fromkeys(later)
-                    self._due_s = time.monotonic() + (RETRY_S if failed else DELAY_S)
-                    if failed:
+                    self._due_s = time.monotonic() + (pause_s or DELAY_S)
+                    if failures:
                         self._dropped |= dropped
                         self._is_listing |= is_listing
                 self._running = False
                 self._changed.notify_all()
-                if failed:
-                    self._pause(RETRY_S)
+                if failures:
+                    self._pause(pause_s)
 
     def _next(self) -> tuple[list[Subject], set[str], bool] | None:
         """Return what is to be compared, and whether all is to be listed; None: closed."""
@@ -180,7 +196,9 @@ class Carrier:
                     self._later = {}
                 if self._subjects or self._others or self._is_listing or self._closed:
                     break
+                self._is_idle = True
                 self._changed.wait(self._due_s - now_s if self._later else None)
+                self._is_idle = False
             if self._subjects:
                 self._pause(DELAY_S)
             if self._closed and not self._subjects and not self._dropped:

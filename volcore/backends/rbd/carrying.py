@@ -29,7 +29,7 @@ from volcore.backends.rbd.header import (
 from volcore.backends.rbd.reads import Wave
 from volcore.backends.rbd.session import Session
 from volcore.errors import NotFoundError
-from volcore.model.faults import Fault
+from volcore.model.faults import Fault, FaultKind
 
 TOGETHER: Final = 64
 """Headers in one wave."""
@@ -71,12 +71,18 @@ def enter_all(session: Session) -> Iterator[Fault]:
     with translated(f"list the rbd images of pool {session.pool}"):
         listed = [(str(x["id"]), str(x["name"])) for x in session.rbd.list2(session.ioctx)]
         trashed = [(str(x["id"]), str(x["name"])) for x in session.rbd.trash_list(session.ioctx)]
+    names = {name for _, name in listed}
     lost = [one for one in listed if one[1] not in known and not one[1].startswith(SCRATCH)]
     children: dict[Parent, set[str] | None] = {}
     for start in range(0, len(lost), TOGETHER):
         whole = {}
-        for image_id, name, is_whole in _ours(session, lost[start : start + TOGETHER], children):
-            if is_whole:
+        for image_id, name, owner, is_whole in _ours(
+            session, lost[start : start + TOGETHER], children
+        ):
+            if owner != name:
+                if owner not in known and owner not in names:
+                    yield _renamed(name, owner)
+            elif is_whole:
                 whole[name] = image_id
             else:
                 yield half_made(name)
@@ -92,13 +98,21 @@ def _ours(
     session: Session,
     images: Sequence[tuple[str, str]],
     children: dict[Parent, set[str] | None],
-) -> Iterator[tuple[str, str, bool]]:
-    """Yield id and name of those images that are ours, and whether they are whole."""
+) -> Iterator[tuple[str, str, str, bool]]:
+    """Yield id, name and mark of those images that are ours, and whether they are whole.
+
+    One whose mark is of another name is ours if it carries records: tools copy marks, not those.
+    """
     with Wave(session.ioctx) as wave:
         asked = [
             (
                 one,
-                wave.rows(header_object(one[0]), ("size", "parent", _MARK)),
+                wave.rows(
+                    header_object(one[0]),
+                    ("size", "parent", _MARK),
+                    prefix=RECORD_PREFIX,
+                    row_count=1,
+                ),
                 wave.content(map_object(one[0]), 1),
                 wave.content(id_object(one[1]), 1),
             )
@@ -109,7 +123,8 @@ def _ours(
             rows = header()
         except NotFoundError:  # a name without an image
             continue
-        if rows.get(_MARK) != name.encode():
+        owner = rows.pop(_MARK, b"").decode(errors="replace")
+        if owner != name and not (owner and any(key.startswith(RECORD_PREFIX) for key in rows)):
             continue
         is_whole = "size" in rows
         if is_derived(image_id, name):  # of a direct clone each part may be missing
@@ -120,7 +135,18 @@ def _ours(
                     is_whole = False
         if is_whole and "parent" in rows:
             is_whole = _is_linked(session, image_id, rows["parent"], children)
-        yield image_id, name, is_whole
+        yield image_id, name, owner, is_whole
+
+
+def _renamed(name: str, owner: str) -> Fault:
+    return Fault(
+        kind=FaultKind.IMAGE_RENAMED,
+        concerns=f"rbd image {name}",
+        subject=owner,
+        meaning=f"It carries the records of rbd image {owner}, which there is not: it was renamed "
+        "around volcore.",
+        remedy=f"Not rebuilt: `rbd rename {name} {owner}`, then repeat the rebuild.",
+    )
 
 
 def _is_linked(
