@@ -168,7 +168,7 @@ class Carrier:
                 failures = 0
             except Exception as err:
                 if isinstance(err, VolcoreError) and err.reason is Reason.SHUTTING_DOWN:
-                    return
+                    return  # the pool is closed
                 if not failures:
                     _log.exception("records not written into the storage, tried again")
                 later, failures = subjects, failures + 1

@@ -42,17 +42,8 @@ def carry(session: Session, loads: Mapping[str, Load]) -> None:
     """See `SupportsCarry.carry`."""
     ids = sorted(loads)
     for start in range(0, len(ids), TOGETHER):
-        some = ids[start : start + TOGETHER]
-        images = _image_ids(session, some)
-        present = _read(session, images)
-        writes = []
-        for volume_id, rows in present.items():
-            write = _difference(session, volume_id, images[volume_id], loads[volume_id], rows)
-            if write is not None:
-                writes.append(write)
-        for code, write in zip(session.direct.waves.run(writes), writes, strict=True):
-            if code < 0 and code not in _GONE:  # deleted or released meanwhile
-                raise error_of_code(-code, f"write {write.name}", f"error {-code}")
+        with session.gate.using():
+            _carry_some(session, ids[start : start + TOGETHER], loads)
 
 
 def carried(session: Session, volume_ids: Sequence[str]) -> dict[str, dict[str, bytes]]:
@@ -92,6 +83,20 @@ def enter_all(session: Session) -> Iterator[Fault]:
     for image_id, name in trashed:
         if image_id not in retired and session.headers.owner(image_id) == name:
             yield unlisted_image(name, image_id, in_trash=True)
+
+
+def _carry_some(session: Session, some: Sequence[str], loads: Mapping[str, Load]) -> None:
+    """Let some volumes carry their records."""
+    images = _image_ids(session, some)
+    present = _read(session, images)
+    writes = []
+    for volume_id, rows in present.items():
+        write = _difference(session, volume_id, images[volume_id], loads[volume_id], rows)
+        if write is not None:
+            writes.append(write)
+    for code, write in zip(session.direct.waves.run(writes), writes, strict=True):
+        if code < 0 and code not in _GONE:  # deleted or released meanwhile
+            raise error_of_code(-code, f"write {write.name}", f"error {-code}")
 
 
 def _ours(

@@ -13,7 +13,7 @@ Invariants:
 import base64
 import errno
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Self
 
 from volcore.backends.rbd.bindings import bindings
@@ -24,6 +24,7 @@ from volcore.backends.rbd.errmap import (
     error_of,
     translated,
 )
+from volcore.backends.rbd.gate import Gate
 from volcore.backends.rbd.reads import Wave
 from volcore.errors import IntegrityError, Reason
 
@@ -40,6 +41,7 @@ class OmapObject:
         """Create the object if it is missing; `ioctx` stays the caller's."""
         self._ioctx = ioctx
         self._on_close: Callable[[], None] | None = None
+        self._gate = Gate()
         self.name = name
         rados = bindings().rados
         with translated(f"create {name}"), rados.WriteOpCtx() as op:
@@ -65,6 +67,7 @@ class OmapObject:
 
     def close(self) -> None:
         """Release what `opened` took; idempotent."""
+        self._gate.close()
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close()
@@ -72,7 +75,7 @@ class OmapObject:
     def find(self, key: str) -> bytes | None:
         """Return the value of `key`, or None."""
         _check_key(key)
-        with translated(f"read {self.name}"), bindings().rados.ReadOpCtx() as op:
+        with self._reading(f"read {self.name}") as op:
             found, _ = self._ioctx.get_omap_vals_by_keys(op, (key,))
             self._ioctx.operate_read_op(op, self.name)
             rows = dict(found)
@@ -105,7 +108,7 @@ class OmapObject:
         """
         for key in keys:
             _check_key(key)
-        with translated(f"read {self.name}"), bindings().rados.ReadOpCtx() as op:
+        with self._reading(f"read {self.name}") as op:
             found, _ = self._ioctx.get_omap_vals_by_keys(op, tuple(keys))
             pages = [
                 self._ioctx.get_omap_vals(op, "", prefix, _PAGE_ROWS)[0] for prefix in prefixes
@@ -126,10 +129,16 @@ class OmapObject:
 
     def _page(self, prefix: str, after: str, row_count: int) -> list[tuple[str, bytes]]:
         """Return one page; an empty one is the end (a short one is not)."""
-        with translated(f"list {self.name}"), bindings().rados.ReadOpCtx() as op:
+        with self._reading(f"list {self.name}") as op:
             rows, _ = self._ioctx.get_omap_vals(op, after, prefix, row_count)
             self._ioctx.operate_read_op(op, self.name)
             return [(key, _decode(stored)) for key, stored in rows]
+
+    @contextmanager
+    def _reading(self, doing: str) -> Iterator[Any]:
+        """Lend a read operation; the object is not closed meanwhile."""
+        with self._gate.using(), translated(doing), bindings().rados.ReadOpCtx() as op:
+            yield op
 
     def commit(
         self,

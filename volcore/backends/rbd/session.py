@@ -15,6 +15,7 @@ from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.direct import DirectPath
 from volcore.backends.rbd.directory import OBJECT_NAME, Directory, Entry
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
+from volcore.backends.rbd.gate import Gate
 from volcore.backends.rbd.handles import Handles
 from volcore.backends.rbd.header import Headers, Parent
 from volcore.backends.rbd.lease import LOCK_OBJECT, PoolLease
@@ -64,11 +65,11 @@ class Session:
         self.cluster = cluster
         self.pool = pool
         self.lease: PoolLease | None = None
+        self.gate = Gate()  # for what goes on behind answers
         self._undo = contextlib.ExitStack()
         self._devices: set[RbdDevice] = set()
         self._devices_lock = threading.Lock()
-        self._in_flight: dict[str, Mapping[str, bytes]] = {}
-        """What is being made, and the records that it is to carry."""
+        self._in_flight: dict[str, Mapping[str, bytes]] = {}  # what is made, and its records
         with contextlib.ExitStack() as undo:
             cluster.acquire()
             undo.callback(cluster.release)
@@ -133,6 +134,7 @@ class Session:
 
     def close(self) -> None:
         """Close devices, give the lock back, disconnect if nobody else needs the connection."""
+        self.gate.close()
         with self._devices_lock:
             devices = list(self._devices)
         for device in devices:
