@@ -17,6 +17,8 @@ LABEL_KEY_BYTES_MAX: Final = 63
 LABEL_VALUE_BYTES_MAX: Final = 128
 LABELS_MAX: Final = 64
 """64 labels of 191 bytes stay below 16 KiB, so a record stays a small omap value."""
+CLIENT_ADDRESSES_MAX: Final = 64
+"""That a caller names for a host; a host has few IPs."""
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 PAGE_TOKEN_AGE_S_MAX: Final = 24 * 3600
@@ -55,6 +57,8 @@ those that wait together share the second: 100 attached volumes at once in littl
 CALLS_QUEUED_MAX: Final = 1024
 DEADLINE_S_DEFAULT: Final = 300
 SHUTDOWN_GRACE_S_DEFAULT: Final = 30
+FENCE_LOOK_PERIOD_S: Final = 300.0
+"""How often fenced hosts are looked after: librbd may shorten an entry of the blocklist to 1 h."""
 LOCK_WAIT_S_MAX: Final = 30
 """How long a call waits for another call on the same object before it answers ABORTED."""
 

@@ -33,6 +33,7 @@ class AttachmentServicer(AttachmentServiceServicer):
             request.host,
             mode,
             hand_over_from=request.hand_over_from,
+            client_addresses=request.client_addresses,
         )
         return pb.AttachVolumeResponse(attachment=attachment_message(pool, view))
 

@@ -23,6 +23,7 @@ from volcore.api.calls import CallPool
 from volcore.api.group_snapshots import GroupSnapshotServicer
 from volcore.api.handover import HandedFiles
 from volcore.api.health import HealthReporter
+from volcore.api.hosts import HostServicer
 from volcore.api.images import ImageServicer
 from volcore.api.interceptor import CallInterceptor
 from volcore.api.operations import OperationServicer
@@ -36,6 +37,7 @@ from volcore.errors import InvalidArgumentError, PreconditionError, Reason
 from volcore.v1 import (
     attachment_service_pb2_grpc,
     group_snapshot_service_pb2_grpc,
+    host_service_pb2_grpc,
     image_service_pb2_grpc,
     operation_service_pb2_grpc,
     pool_service_pb2_grpc,
@@ -45,7 +47,7 @@ from volcore.v1 import (
 from volcore.wire.handover import files_path
 
 _NOUNS: Final = (
-    *("Attachment", "GroupSnapshot", "Image", "Operation"),
+    *("Attachment", "GroupSnapshot", "Host", "Image", "Operation"),
     *("Pool", "Snapshot", "Volume"),
 )
 SERVICES: Final = tuple(f"volcore.v1.{noun}Service" for noun in _NOUNS)
@@ -105,6 +107,7 @@ class ApiServer:
         attachment_service_pb2_grpc.add_AttachmentServiceServicer_to_server(
             AttachmentServicer(services), add
         )
+        host_service_pb2_grpc.add_HostServiceServicer_to_server(HostServicer(services), add)
         pool_service_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(services), add)
         operation_service_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, add)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, add)

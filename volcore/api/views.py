@@ -1,5 +1,6 @@
 """What the engine returns besides records, as messages."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -7,13 +8,16 @@ from google.protobuf.duration_pb2 import Duration
 from volcore.api.calls import request_id
 from volcore.backends.adopting import ForeignImage
 from volcore.backends.contract import RbdConnection, ShortPath
+from volcore.engine.fence_plan import FencedClient, FencePlan
 from volcore.engine.stock import StockFigures
 from volcore.engine.views import AttachmentView, GroupSnapshotView, PoolView
 from volcore.model.faults import Fault
+from volcore.model.fences import FencedHost
 from volcore.model.records import Health, Operation
 from volcore.v1 import (
     adoptable_image_pb2,
     attachment_pb2,
+    fenced_host_pb2,
     group_snapshot_pb2,
     operation_pb2,
     pool_fault_pb2,
@@ -153,6 +157,45 @@ def attachment_message(pool: str, view: AttachmentView) -> attachment_pb2.Attach
             )
         )
     return message
+
+
+def fenced_host_message(pool: str, record: FencedHost) -> fenced_host_pb2.FencedHost:
+    """Return the message of a fenced host."""
+    return fenced_host_pb2.FencedHost(
+        name=str(names.FencedHostName(pool, record.host)),
+        host=record.host,
+        state=f"FENCED_HOST_STATE_{record.state}",
+        client_addresses=record.client_addresses,
+        volumes=[str(names.VolumeName(pool, volume)) for volume in record.volumes],
+        create_time=convert.timestamp(record.create_time_ns),
+    )
+
+
+def fence_plan_message(pool: str, plan: FencePlan) -> fenced_host_pb2.FencePlan:
+    """Return the message of what fencing a host will hit."""
+
+    def volume(name: str) -> str:
+        return str(names.VolumeName(pool, name))
+
+    def clients(found: Sequence[FencedClient]) -> list[fenced_host_pb2.FencedClient]:
+        return [
+            fenced_host_pb2.FencedClient(
+                address=one.address,
+                declared=one.declared,
+                volumes=[volume(name) for name in one.volumes],
+            )
+            for one in found
+        ]
+
+    attached = (key.split("/") for key in plan.attachments)
+    return fenced_host_pb2.FencePlan(
+        clients=clients(plan.clients),
+        attachments=[str(names.AttachmentName(pool, *parts)) for parts in attached],
+        other_volumes=[str(names.VolumeName(*other)) for other in plan.other_volumes],
+        spared_clients=clients(plan.spared_clients),
+        volumes_without_clients=[volume(name) for name in plan.volumes_without_clients],
+        etag=plan.etag,
+    )
 
 
 def operation_message(pool: str, record: Operation) -> operation_pb2.Operation:

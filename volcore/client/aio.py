@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from volcore import limits
-from volcore.client import adoption, calls, checks, deletes
+from volcore.client import adoption, calls, checks, deletes, hosts
 from volcore.client.audit import (
     PoolCheck,
     PoolRebuild,
@@ -128,6 +128,11 @@ class AsyncClient:
     get_attachment = _unary(calls.get_attachment)
     list_attachments = _paged(calls.list_attachments)
     detach_volume = _unary(calls.detach_volume)
+    plan_fence = _unary(hosts.plan_fence)
+    fence_host = _unary(hosts.fence_host)
+    unfence_host = _unary(hosts.unfence_host)
+    get_fenced_host = _unary(hosts.get_fenced_host)
+    list_fenced_hosts = _paged(hosts.list_fenced_hosts)
     get_pool = _unary(calls.get_pool)
     list_pools = _paged(calls.list_pools)
     scrub_pool = _unary(checks.scrub_pool)

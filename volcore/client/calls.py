@@ -352,16 +352,22 @@ def attach_volume(
     *,
     access_mode: attachment.AccessMode = attachment.ACCESS_MODE_READ_WRITE,
     hand_over_from: str = "",
+    client_addresses: Sequence[str] = (),
 ) -> Call[attachment.Attachment]:
     """Give a host the right to use a volume; the answer tells it how.
 
     With `hand_over_from`, the host that may write now, it is on standby until `hand_over_volume`.
+    The host's addresses in Ceph's network, if given, are what `fence_host` cuts off.
     """
     return Call(
         service="AttachmentService",
         rpc="AttachVolume",
         request=attachments.AttachVolumeRequest(
-            volume=volume, host=host, access_mode=access_mode, hand_over_from=hand_over_from
+            volume=volume,
+            host=host,
+            access_mode=access_mode,
+            hand_over_from=hand_over_from,
+            client_addresses=client_addresses,
         ),
         take=lambda r: r.attachment,
     )

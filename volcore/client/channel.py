@@ -14,6 +14,7 @@ from volcore.errors import InvalidArgumentError, Reason
 from volcore.v1 import (
     attachment_service_pb2_grpc,
     group_snapshot_service_pb2_grpc,
+    host_service_pb2_grpc,
     image_service_pb2,
     image_service_pb2_grpc,
     operation_service_pb2_grpc,
@@ -58,6 +59,7 @@ _STUBS: Final[dict[str, Callable[[Any], Any]]] = {
     "SnapshotService": snapshot_service_pb2_grpc.SnapshotServiceStub,
     "ImageService": _image_stub,
     "AttachmentService": attachment_service_pb2_grpc.AttachmentServiceStub,
+    "HostService": host_service_pb2_grpc.HostServiceStub,
     "PoolService": pool_service_pb2_grpc.PoolServiceStub,
     "OperationService": operation_service_pb2_grpc.OperationServiceStub,
 }

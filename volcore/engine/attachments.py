@@ -11,12 +11,13 @@ export and waits until its writes are durable, then commits, then opens the targ
 the catalog decides.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
 
 from volcore.backends.contract import BlockDevice, RbdConnection, SupportsDirectAttach
-from volcore.engine.pool import Pool, drop, now_ns, put, volume_lock
+from volcore.engine.pool import Pool, drop, host_lock, now_ns, put, volume_lock
 from volcore.engine.pools import Pools
 from volcore.engine.views import AttachmentView, NbdConnection
 from volcore.errors import (
@@ -29,6 +30,8 @@ from volcore.errors import (
     Reason,
 )
 from volcore.model import names
+from volcore.model.addresses import parse_addresses
+from volcore.model.fences import FencedHost
 from volcore.model.records import AccessMode, Attachment, Volume
 
 _log = structlog.get_logger("volcore.engine")
@@ -41,24 +44,34 @@ class Attachments:
         self._pools = pools
 
     def attach(
-        self, pool: str, volume: str, host: str, mode: AccessMode, *, hand_over_from: str = ""
+        self,
+        pool: str,
+        volume: str,
+        host: str,
+        mode: AccessMode,
+        *,
+        hand_over_from: str = "",
+        client_addresses: Sequence[str] = (),
     ) -> AttachmentView:
         """Give `host` the right to use `volume`.
 
-        With `hand_over_from`, the host that may write now, the attachment is on standby.
+        With `hand_over_from`, the host that may write now, the attachment is on standby. Addresses
+        are kept for the case that the host is fenced; a repeat with others replaces them.
 
         Raises:
             NotFoundError: VOLUME_NOT_FOUND.
             ConflictError: the host has it with another mode, or from another host.
             PreconditionError: VOLUME_IN_USE, naming the other hosts; WRONG_STATE, `hand_over_from`
-                may not write.
+                may not write; HOST_FENCED.
         """
         at = self._pools.open(pool)
         names.check_name(host, field="host")
         if hand_over_from:
             _check_hand_over(host, mode, hand_over_from)
-        with at.locks.hold([volume_lock(volume)]):
+        addresses = parse_addresses(client_addresses, field="client_addresses")
+        with at.locks.hold([volume_lock(volume)], [host_lock(host)]):
             record = at.volume(names.check_name(volume, field="volume"))
+            _check_not_fenced(at, host)
             _check_reachable(at)
             others = attachments_of(at, record)
             mine = next((a for a in others if a.host == host), None)
@@ -75,6 +88,7 @@ class Attachments:
                     create_time_ns=now_ns(),
                     hand_over_from=hand_over_from,
                     standby=bool(hand_over_from),
+                    client_addresses=addresses,
                 )
                 at.catalog.commit([put(record.but(), record), put(mine)])
             elif mine.access_mode is not mode:
@@ -86,6 +100,9 @@ class Attachments:
                 )
             else:
                 _check_same(at, record, mine, others, hand_over_from)
+                if addresses and addresses != mine.client_addresses:
+                    before, mine = mine, mine.but(client_addresses=addresses)
+                    at.catalog.commit([put(mine, before)])
             _offer(at, record, mine)
             return AttachmentView(record=mine, connection=_connection(at, record, mine))
 
@@ -98,13 +115,14 @@ class Attachments:
 
         Raises:
             NotFoundError: VOLUME_NOT_FOUND; ATTACHMENT_NOT_FOUND.
-            PreconditionError: WRONG_STATE, the host is attached read-only.
+            PreconditionError: WRONG_STATE, the host is attached read-only; HOST_FENCED.
             DeadlineError: writes of the source are still under way: it keeps the right; repeat.
         """
         at = self._pools.open(pool)
         names.check_name(host, field="host")
-        with at.locks.hold([volume_lock(volume)]):
+        with at.locks.hold([volume_lock(volume)], [host_lock(host)]):
             record = at.volume(names.check_name(volume, field="volume"))
+            _check_not_fenced(at, host)
             attached = attachments_of(at, record)
             mine = next((a for a in attached if a.host == host), None)
             if mine is None:
@@ -189,11 +207,33 @@ class Attachments:
 
 
 def republish(at: Pool) -> None:
-    """Offer the exports of all attachments again, after a start."""
-    for attachment in at.list(Attachment):
+    """Offer the exports of all attachments again, after a start; not to hosts being fenced."""
+    fenced = {one.host for one in at.list(FencedHost)}
+    for attachment in at.list(Attachment, wanted=lambda one: one.host not in fenced):
         volume = at.find(Volume, attachment.volume)
         if volume is not None and volume.id == attachment.volume_id:
             _offer(at, volume, attachment)
+
+
+def shut_out(at: Pool, attachment: Attachment) -> None:
+    """Close the connections of a fenced host to a volume; what it has written is durable.
+
+    Other hosts that share the export keep it. The volume's lock is held, and the attachment ends
+    right after this.
+
+    Raises:
+        DeadlineError: its writes do not end; none follow.
+    """
+    if at.exporter is None or isinstance(at.backend, SupportsDirectAttach):
+        return
+    name = export_name(at, attachment)
+    beside = at.list(Attachment, prefix=f"{attachment.volume}/", wanted=lambda a: a != attachment)
+    if all(export_name(at, other) != name for other in beside):
+        at.exporter.withdraw(name)
+        return
+    at.exporter.set_writable(name, False)
+    at.exporter.expel(name)
+    at.exporter.set_writable(name, True)
 
 
 def export_name(at: Pool, attachment: Attachment) -> str:
@@ -216,6 +256,17 @@ def in_use(at: Pool, volume: Volume, attached: list[Attachment]) -> Precondition
         reason=Reason.VOLUME_IN_USE,
         blockers=[Blocker("attachment", f"{parent}/attachments/{a.host}") for a in attached],
     )
+
+
+def _check_not_fenced(at: Pool, host: str) -> None:
+    """Refuse a host that is fenced, or whose fencing has not ended."""
+    if at.find(FencedHost, host) is not None:
+        raise PreconditionError(
+            f"host {host!r} is fenced; restart it, then unfence it",
+            reason=Reason.HOST_FENCED,
+            blockers=[Blocker("fenced_host", f"pools/{at.name}/fencedHosts/{host}")],
+            host=host,
+        )
 
 
 def _check_alone(at: Pool, volume: Volume, others: list[Attachment], mode: AccessMode) -> None:
@@ -330,8 +381,9 @@ def _set_writable(at: Pool, volume: Volume, attachment: Attachment, *, writable:
 
 
 def _hosts(at: Pool, volume: Volume, name: str) -> list[str]:
-    """Return the hosts that may use the export `name`."""
-    return [a.host for a in attachments_of(at, volume) if export_name(at, a) == name]
+    """Return the hosts that may use the export `name`; none that is fenced."""
+    attached = [a.host for a in attachments_of(at, volume) if export_name(at, a) == name]
+    return [host for host in attached if at.find(FencedHost, host) is None]
 
 
 def _open(at: Pool, backend_id: str, read_only: bool) -> BlockDevice:

@@ -15,6 +15,7 @@ from volcore.engine.checks import Checks
 from volcore.engine.deletions import DELETE, Deletions
 from volcore.engine.diffs import Diffs
 from volcore.engine.exports import Exports
+from volcore.engine.fencing import Fences, settle_fences
 from volcore.engine.figures import CountedCatalog
 from volcore.engine.group_snapshots import GroupSnapshots
 from volcore.engine.images import Images, ImageSettings
@@ -62,6 +63,7 @@ class Engine:
         self.group_snapshots = GroupSnapshots(self.pools)
         self.images = Images(self.pools, self.operations, self.deletions, settings.images)
         self.attachments = Attachments(self.pools)
+        self.fences = Fences(self.pools)
         self.checks = Checks(self.pools, self.operations, settings.images.directories)
         self.audit = Audit(self.pools)
         self.exports = Exports(self.pools)
@@ -97,6 +99,7 @@ class Engine:
         )
         recover(pool)
         load(pool)
+        settle_fences(pool)
         republish(pool)
         self.pools.add(pool)
         if pool.carrier is not None:
@@ -109,6 +112,7 @@ class Engine:
         self.schedule.start()
         self.trash.start()
         self.warm.start()
+        self.fences.start()
 
     def close(self, timeout_s: float) -> bool:
         """Interrupt background work so that it goes on at the next start; pools stay open.
@@ -120,6 +124,7 @@ class Engine:
         self.schedule.close()
         ended = [
             self.trash.close(timeout_s),
+            self.fences.close(timeout_s),
             self.deletions.close(timeout_s),
             self.operations.close(timeout_s),
         ]

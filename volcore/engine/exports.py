@@ -22,6 +22,7 @@ from volcore.errors import (
     Reason,
 )
 from volcore.limits import EXPORT_BYTES_MAX
+from volcore.model.fences import FencedHost, FenceState
 from volcore.model.records import (
     Attachment,
     GroupSnapshot,
@@ -36,8 +37,10 @@ from volcore.model.records import (
 FORMAT: Final = 1
 NAME: Final = "volcore.catalog"
 KINDS: Final[Mapping[str, type[Record]]] = {
-    kind.KIND: kind for kind in (Volume, Snapshot, GroupSnapshot, Image, Attachment, TrashedVolume)
+    kind.KIND: kind
+    for kind in (Volume, Snapshot, GroupSnapshot, Image, Attachment, TrashedVolume, FencedHost)
 }
+_WHOLE: Final = frozenset({State.READY, FenceState.FENCED})
 _PAGE: Final = 1000
 Contents = dict[tuple[str, str], bytes]
 """Records by kind and key."""
@@ -177,7 +180,7 @@ def _stored(at: Pool, record: type[Record]) -> Iterator[tuple[str, bytes]]:
     for key, raw in _rows(at, record):
         found = record.decode(raw)
         hidden = isinstance(found, Volume) and at.making.hides(found.id)
-        if getattr(found, "state", State.READY) is State.READY and not hidden:
+        if getattr(found, "state", State.READY) in _WHOLE and not hidden:
             yield key, raw
 
 

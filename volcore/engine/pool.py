@@ -330,6 +330,11 @@ def group_lock(name: str) -> str:
     return f"group snapshot {name!r}"
 
 
+def host_lock(name: str) -> str:
+    """Return the lock key of a host: shared while it gets a right, exclusive while it is fenced."""
+    return f"host {name!r}"
+
+
 def image_lock(name: str) -> str:
     """Return the lock key of an image."""
     return f"image {name!r}"

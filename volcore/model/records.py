@@ -46,6 +46,8 @@ class Kind(StrEnum):
     """key: `pool`; there is one."""
     WARM_CLONE = "warm_clone"
     """key: image name / id."""
+    FENCED_HOST = "fenced_host"
+    """key: host."""
 
 
 class State(StrEnum):
@@ -379,6 +381,8 @@ class Attachment(Record):
     """Host whose right to write it was made to take over; such an attachment has its own export."""
     standby: bool = field(default=False, metadata=_LATER)
     """It may read but not write now: before the hand-over its target, after it its source."""
+    client_addresses: tuple[str, ...] = field(default=(), metadata=_LATER)
+    """Addresses of the host that the caller named, see `volcore.model.addresses`."""
 
     @property
     def key(self) -> str:

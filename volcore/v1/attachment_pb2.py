@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvolcore/v1/attachment.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\nAttachment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12+\n\x0b\x61\x63\x63\x65ss_mode\x18\x03 \x01(\x0e\x32\x16.volcore.v1.AccessMode\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.volcore.v1.AttachmentState\x12\x16\n\x0ehand_over_from\x18\x08 \x01(\t\x12(\n\x03nbd\x18\x05 \x01(\x0b\x32\x19.volcore.v1.NbdConnectionH\x00\x12(\n\x03rbd\x18\x06 \x01(\x0b\x32\x19.volcore.v1.RbdConnectionH\x00\x42\x0c\n\nconnection\"x\n\rNbdConnection\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x13\n\x0b\x65xport_name\x18\x02 \x01(\t\x12\x13\n\x0bsocket_path\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0c\n\x04port\x18\x05 \x01(\x05\x12\x14\n\x0ctls_hostname\x18\x06 \x01(\t\"\x8a\x01\n\rRbdConnection\x12\x14\n\x0c\x63luster_fsid\x18\x01 \x01(\t\x12\x10\n\x08monitors\x18\x02 \x03(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x11\n\tconf_path\x18\x06 \x01(\t\x12\x13\n\x0bsecret_uuid\x18\x07 \x01(\t*n\n\x0f\x41ttachmentState\x12 \n\x1c\x41TTACHMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41TTACHMENT_STATE_ACTIVE\x10\x01\x12\x1c\n\x18\x41TTACHMENT_STATE_STANDBY\x10\x02*\x83\x01\n\nAccessMode\x12\x1b\n\x17\x41\x43\x43\x45SS_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41\x43\x43\x45SS_MODE_READ_WRITE\x10\x01\x12\x19\n\x15\x41\x43\x43\x45SS_MODE_READ_ONLY\x10\x02\x12!\n\x1d\x41\x43\x43\x45SS_MODE_READ_WRITE_SHARED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvolcore/v1/attachment.proto\x12\nvolcore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x02\n\nAttachment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12+\n\x0b\x61\x63\x63\x65ss_mode\x18\x03 \x01(\x0e\x32\x16.volcore.v1.AccessMode\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.volcore.v1.AttachmentState\x12\x16\n\x0ehand_over_from\x18\x08 \x01(\t\x12\x18\n\x10\x63lient_addresses\x18\t \x03(\t\x12(\n\x03nbd\x18\x05 \x01(\x0b\x32\x19.volcore.v1.NbdConnectionH\x00\x12(\n\x03rbd\x18\x06 \x01(\x0b\x32\x19.volcore.v1.RbdConnectionH\x00\x42\x0c\n\nconnection\"x\n\rNbdConnection\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x13\n\x0b\x65xport_name\x18\x02 \x01(\t\x12\x13\n\x0bsocket_path\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0c\n\x04port\x18\x05 \x01(\x05\x12\x14\n\x0ctls_hostname\x18\x06 \x01(\t\"\x8a\x01\n\rRbdConnection\x12\x14\n\x0c\x63luster_fsid\x18\x01 \x01(\t\x12\x10\n\x08monitors\x18\x02 \x03(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x11\n\tconf_path\x18\x06 \x01(\t\x12\x13\n\x0bsecret_uuid\x18\x07 \x01(\t*n\n\x0f\x41ttachmentState\x12 \n\x1c\x41TTACHMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41TTACHMENT_STATE_ACTIVE\x10\x01\x12\x1c\n\x18\x41TTACHMENT_STATE_STANDBY\x10\x02*\x83\x01\n\nAccessMode\x12\x1b\n\x17\x41\x43\x43\x45SS_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41\x43\x43\x45SS_MODE_READ_WRITE\x10\x01\x12\x19\n\x15\x41\x43\x43\x45SS_MODE_READ_ONLY\x10\x02\x12!\n\x1d\x41\x43\x43\x45SS_MODE_READ_WRITE_SHARED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'volcore.v1.attachment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTACHMENTSTATE']._serialized_start=642
-  _globals['_ATTACHMENTSTATE']._serialized_end=752
-  _globals['_ACCESSMODE']._serialized_start=755
-  _globals['_ACCESSMODE']._serialized_end=886
+  _globals['_ATTACHMENTSTATE']._serialized_start=668
+  _globals['_ATTACHMENTSTATE']._serialized_end=778
+  _globals['_ACCESSMODE']._serialized_start=781
+  _globals['_ACCESSMODE']._serialized_end=912
   _globals['_ATTACHMENT']._serialized_start=77
-  _globals['_ATTACHMENT']._serialized_end=377
-  _globals['_NBDCONNECTION']._serialized_start=379
-  _globals['_NBDCONNECTION']._serialized_end=499
-  _globals['_RBDCONNECTION']._serialized_start=502
-  _globals['_RBDCONNECTION']._serialized_end=640
+  _globals['_ATTACHMENT']._serialized_end=403
+  _globals['_NBDCONNECTION']._serialized_start=405
+  _globals['_NBDCONNECTION']._serialized_end=525
+  _globals['_RBDCONNECTION']._serialized_start=528
+  _globals['_RBDCONNECTION']._serialized_end=666
 # @@protoc_insertion_point(module_scope)

@@ -31,13 +31,14 @@ ACCESS_MODE_READ_ONLY: AccessMode
 ACCESS_MODE_READ_WRITE_SHARED: AccessMode
 
 class Attachment(_message.Message):
-    __slots__ = ("name", "host", "access_mode", "create_time", "state", "hand_over_from", "nbd", "rbd")
+    __slots__ = ("name", "host", "access_mode", "create_time", "state", "hand_over_from", "client_addresses", "nbd", "rbd")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     ACCESS_MODE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     HAND_OVER_FROM_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     NBD_FIELD_NUMBER: _ClassVar[int]
     RBD_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -46,9 +47,10 @@ class Attachment(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     state: AttachmentState
     hand_over_from: str
+    client_addresses: _containers.RepeatedScalarFieldContainer[str]
     nbd: NbdConnection
     rbd: RbdConnection
-    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., access_mode: _Optional[_Union[AccessMode, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[_Union[AttachmentState, str]] = ..., hand_over_from: _Optional[str] = ..., nbd: _Optional[_Union[NbdConnection, _Mapping]] = ..., rbd: _Optional[_Union[RbdConnection, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., access_mode: _Optional[_Union[AccessMode, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[_Union[AttachmentState, str]] = ..., hand_over_from: _Optional[str] = ..., client_addresses: _Optional[_Iterable[str]] = ..., nbd: _Optional[_Union[NbdConnection, _Mapping]] = ..., rbd: _Optional[_Union[RbdConnection, _Mapping]] = ...) -> None: ...
 
 class NbdConnection(_message.Message):
     __slots__ = ("uri", "export_name", "socket_path", "host", "port", "tls_hostname")

@@ -25,33 +25,33 @@ _sym_db = _symbol_database.Default()
 from volcore.v1 import attachment_pb2 as volcore_dot_v1_dot_attachment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#volcore/v1/attachment_service.proto\x12\nvolcore.v1\x1a\x1bvolcore/v1/attachment.proto\"x\n\x13\x41ttachVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12+\n\x0b\x61\x63\x63\x65ss_mode\x18\x03 \x01(\x0e\x32\x16.volcore.v1.AccessMode\x12\x16\n\x0ehand_over_from\x18\x04 \x01(\t\"B\n\x14\x41ttachVolumeResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.volcore.v1.Attachment\"5\n\x15HandOverVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\"D\n\x16HandOverVolumeResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.volcore.v1.Attachment\"$\n\x14GetAttachmentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetAttachmentResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.volcore.v1.Attachment\"O\n\x16ListAttachmentsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x17ListAttachmentsResponse\x12+\n\x0b\x61ttachments\x18\x01 \x03(\x0b\x32\x16.volcore.v1.Attachment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x13\x44\x65tachVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\"\x16\n\x14\x44\x65tachVolumeResponse2\xc4\x03\n\x11\x41ttachmentService\x12Q\n\x0c\x41ttachVolume\x12\x1f.volcore.v1.AttachVolumeRequest\x1a .volcore.v1.AttachVolumeResponse\x12W\n\x0eHandOverVolume\x12!.volcore.v1.HandOverVolumeRequest\x1a\".volcore.v1.HandOverVolumeResponse\x12T\n\rGetAttachment\x12 .volcore.v1.GetAttachmentRequest\x1a!.volcore.v1.GetAttachmentResponse\x12Z\n\x0fListAttachments\x12\".volcore.v1.ListAttachmentsRequest\x1a#.volcore.v1.ListAttachmentsResponse\x12Q\n\x0c\x44\x65tachVolume\x12\x1f.volcore.v1.DetachVolumeRequest\x1a .volcore.v1.DetachVolumeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#volcore/v1/attachment_service.proto\x12\nvolcore.v1\x1a\x1bvolcore/v1/attachment.proto\"\x92\x01\n\x13\x41ttachVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12+\n\x0b\x61\x63\x63\x65ss_mode\x18\x03 \x01(\x0e\x32\x16.volcore.v1.AccessMode\x12\x16\n\x0ehand_over_from\x18\x04 \x01(\t\x12\x18\n\x10\x63lient_addresses\x18\x05 \x03(\t\"B\n\x14\x41ttachVolumeResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.volcore.v1.Attachment\"5\n\x15HandOverVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\"D\n\x16HandOverVolumeResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.volcore.v1.Attachment\"$\n\x14GetAttachmentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetAttachmentResponse\x12*\n\nattachment\x18\x01 \x01(\x0b\x32\x16.volcore.v1.Attachment\"O\n\x16ListAttachmentsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x17ListAttachmentsResponse\x12+\n\x0b\x61ttachments\x18\x01 \x03(\x0b\x32\x16.volcore.v1.Attachment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x13\x44\x65tachVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\"\x16\n\x14\x44\x65tachVolumeResponse2\xc4\x03\n\x11\x41ttachmentService\x12Q\n\x0c\x41ttachVolume\x12\x1f.volcore.v1.AttachVolumeRequest\x1a .volcore.v1.AttachVolumeResponse\x12W\n\x0eHandOverVolume\x12!.volcore.v1.HandOverVolumeRequest\x1a\".volcore.v1.HandOverVolumeResponse\x12T\n\rGetAttachment\x12 .volcore.v1.GetAttachmentRequest\x1a!.volcore.v1.GetAttachmentResponse\x12Z\n\x0fListAttachments\x12\".volcore.v1.ListAttachmentsRequest\x1a#.volcore.v1.ListAttachmentsResponse\x12Q\n\x0c\x44\x65tachVolume\x12\x1f.volcore.v1.DetachVolumeRequest\x1a .volcore.v1.DetachVolumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'volcore.v1.attachment_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTACHVOLUMEREQUEST']._serialized_start=80
-  _globals['_ATTACHVOLUMEREQUEST']._serialized_end=200
-  _globals['_ATTACHVOLUMERESPONSE']._serialized_start=202
-  _globals['_ATTACHVOLUMERESPONSE']._serialized_end=268
-  _globals['_HANDOVERVOLUMEREQUEST']._serialized_start=270
-  _globals['_HANDOVERVOLUMEREQUEST']._serialized_end=323
-  _globals['_HANDOVERVOLUMERESPONSE']._serialized_start=325
-  _globals['_HANDOVERVOLUMERESPONSE']._serialized_end=393
-  _globals['_GETATTACHMENTREQUEST']._serialized_start=395
-  _globals['_GETATTACHMENTREQUEST']._serialized_end=431
-  _globals['_GETATTACHMENTRESPONSE']._serialized_start=433
-  _globals['_GETATTACHMENTRESPONSE']._serialized_end=500
-  _globals['_LISTATTACHMENTSREQUEST']._serialized_start=502
-  _globals['_LISTATTACHMENTSREQUEST']._serialized_end=581
-  _globals['_LISTATTACHMENTSRESPONSE']._serialized_start=583
-  _globals['_LISTATTACHMENTSRESPONSE']._serialized_end=678
-  _globals['_DETACHVOLUMEREQUEST']._serialized_start=680
-  _globals['_DETACHVOLUMEREQUEST']._serialized_end=731
-  _globals['_DETACHVOLUMERESPONSE']._serialized_start=733
-  _globals['_DETACHVOLUMERESPONSE']._serialized_end=755
-  _globals['_ATTACHMENTSERVICE']._serialized_start=758
-  _globals['_ATTACHMENTSERVICE']._serialized_end=1210
+  _globals['_ATTACHVOLUMEREQUEST']._serialized_start=81
+  _globals['_ATTACHVOLUMEREQUEST']._serialized_end=227
+  _globals['_ATTACHVOLUMERESPONSE']._serialized_start=229
+  _globals['_ATTACHVOLUMERESPONSE']._serialized_end=295
+  _globals['_HANDOVERVOLUMEREQUEST']._serialized_start=297
+  _globals['_HANDOVERVOLUMEREQUEST']._serialized_end=350
+  _globals['_HANDOVERVOLUMERESPONSE']._serialized_start=352
+  _globals['_HANDOVERVOLUMERESPONSE']._serialized_end=420
+  _globals['_GETATTACHMENTREQUEST']._serialized_start=422
+  _globals['_GETATTACHMENTREQUEST']._serialized_end=458
+  _globals['_GETATTACHMENTRESPONSE']._serialized_start=460
+  _globals['_GETATTACHMENTRESPONSE']._serialized_end=527
+  _globals['_LISTATTACHMENTSREQUEST']._serialized_start=529
+  _globals['_LISTATTACHMENTSREQUEST']._serialized_end=608
+  _globals['_LISTATTACHMENTSRESPONSE']._serialized_start=610
+  _globals['_LISTATTACHMENTSRESPONSE']._serialized_end=705
+  _globals['_DETACHVOLUMEREQUEST']._serialized_start=707
+  _globals['_DETACHVOLUMEREQUEST']._serialized_end=758
+  _globals['_DETACHVOLUMERESPONSE']._serialized_start=760
+  _globals['_DETACHVOLUMERESPONSE']._serialized_end=782
+  _globals['_ATTACHMENTSERVICE']._serialized_start=785
+  _globals['_ATTACHMENTSERVICE']._serialized_end=1237
 # @@protoc_insertion_point(module_scope)

@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttachVolumeRequest(_message.Message):
-    __slots__ = ("volume", "host", "access_mode", "hand_over_from")
+    __slots__ = ("volume", "host", "access_mode", "hand_over_from", "client_addresses")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     ACCESS_MODE_FIELD_NUMBER: _ClassVar[int]
     HAND_OVER_FROM_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     volume: str
     host: str
     access_mode: _attachment_pb2.AccessMode
     hand_over_from: str
-    def __init__(self, volume: _Optional[str] = ..., host: _Optional[str] = ..., access_mode: _Optional[_Union[_attachment_pb2.AccessMode, str]] = ..., hand_over_from: _Optional[str] = ...) -> None: ...
+    client_addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, volume: _Optional[str] = ..., host: _Optional[str] = ..., access_mode: _Optional[_Union[_attachment_pb2.AccessMode, str]] = ..., hand_over_from: _Optional[str] = ..., client_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AttachVolumeResponse(_message.Message):
     __slots__ = ("attachment",)

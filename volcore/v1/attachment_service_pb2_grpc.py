@@ -71,7 +71,7 @@ class AttachmentServiceServicer:
 
         Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
         with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-        alone or the other one only reads (the details name the host), or hand_over_from may not write.
+        alone or the other one only reads (the details name the host), or hand_over_from may not write, or the host is fenced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +111,7 @@ class AttachmentServiceServicer:
 
     def DetachVolume(self, request, context):
         """Ends a host's right to use a volume; an NBD export is flushed and closed. Detaching what is not attached succeeds.
+        In a Ceph pool the host must have closed the volume before; of a host that does not answer, see HostService.FenceHost.
 
         Errors: NOT_FOUND no such volume; ABORTED another call works on the same volume.
         """

@@ -38,7 +38,7 @@ class AttachmentServiceStub:
 
     Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
     with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-    alone or the other one only reads (the details name the host), or hand_over_from may not write.
+    alone or the other one only reads (the details name the host), or hand_over_from may not write, or the host is fenced.
     """
     HandOverVolume: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.HandOverVolumeRequest, _attachment_service_pb2.HandOverVolumeResponse]
     """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
@@ -62,6 +62,7 @@ class AttachmentServiceStub:
     """
     DetachVolume: _grpc.UnaryUnaryMultiCallable[_attachment_service_pb2.DetachVolumeRequest, _attachment_service_pb2.DetachVolumeResponse]
     """Ends a host's right to use a volume; an NBD export is flushed and closed. Detaching what is not attached succeeds.
+    In a Ceph pool the host must have closed the volume before; of a host that does not answer, see HostService.FenceHost.
 
     Errors: NOT_FOUND no such volume; ABORTED another call works on the same volume.
     """
@@ -76,7 +77,7 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
 
     Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
     with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-    alone or the other one only reads (the details name the host), or hand_over_from may not write.
+    alone or the other one only reads (the details name the host), or hand_over_from may not write, or the host is fenced.
     """
     HandOverVolume: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.HandOverVolumeRequest, _attachment_service_pb2.HandOverVolumeResponse]  # type: ignore[assignment]
     """Moves the right to write to a host on standby, in a live migration while the guest stands still: what the present
@@ -100,6 +101,7 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
     """
     DetachVolume: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.DetachVolumeRequest, _attachment_service_pb2.DetachVolumeResponse]  # type: ignore[assignment]
     """Ends a host's right to use a volume; an NBD export is flushed and closed. Detaching what is not attached succeeds.
+    In a Ceph pool the host must have closed the volume before; of a host that does not answer, see HostService.FenceHost.
 
     Errors: NOT_FOUND no such volume; ABORTED another call works on the same volume.
     """
@@ -117,7 +119,7 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT bad host or access mode; NOT_FOUND no such volume; ALREADY_EXISTS the host has the volume
         with another access mode, or from another host; FAILED_PRECONDITION another host has it, and one of the two may write
-        alone or the other one only reads (the details name the host), or hand_over_from may not write.
+        alone or the other one only reads (the details name the host), or hand_over_from may not write, or the host is fenced.
         """
 
     @_abc_1.abstractmethod
@@ -165,6 +167,7 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_service_pb2.DetachVolumeResponse, _abc.Awaitable[_attachment_service_pb2.DetachVolumeResponse]]:
         """Ends a host's right to use a volume; an NBD export is flushed and closed. Detaching what is not attached succeeds.
+        In a Ceph pool the host must have closed the volume before; of a host that does not answer, see HostService.FenceHost.
 
         Errors: NOT_FOUND no such volume; ABORTED another call works on the same volume.
         """

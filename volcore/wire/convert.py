@@ -156,6 +156,7 @@ def attachment_message(pool: str, record: records.Attachment) -> attachment_pb2.
             else attachment_pb2.ATTACHMENT_STATE_ACTIVE
         ),
         hand_over_from=record.hand_over_from,
+        client_addresses=record.client_addresses,
         create_time=timestamp(record.create_time_ns),
     )
 

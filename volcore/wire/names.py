@@ -74,6 +74,16 @@ class AttachmentName(NamedTuple):
         return f"pools/{self.pool}/volumes/{self.volume}/attachments/{self.host}"
 
 
+class FencedHostName(NamedTuple):
+    """`pools/{pool}/fencedHosts/{host}`."""
+
+    pool: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"pools/{self.pool}/fencedHosts/{self.host}"
+
+
 class OperationName(NamedTuple):
     """`pools/{pool}/operations/{operation}`."""
 
@@ -116,6 +126,11 @@ def parse_image(name: str, *, field: str) -> ImageName:
 def parse_attachment(name: str, *, field: str) -> AttachmentName:
     """Return the parts of an attachment's name."""
     return AttachmentName(*_parse(name, ("pools", "volumes", "attachments"), field))
+
+
+def parse_fenced_host(name: str, *, field: str) -> FencedHostName:
+    """Return the parts of a fenced host's name."""
+    return FencedHostName(*_parse(name, ("pools", "fencedHosts"), field))
 
 
 def parse_operation(name: str, *, field: str) -> OperationName:

@@ -29,7 +29,16 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import audit, audit_mending, carrying, clones, foreign, parents, snapshots
+from volcore.backends.rbd import (
+    audit,
+    audit_mending,
+    carrying,
+    clones,
+    fencing,
+    foreign,
+    parents,
+    snapshots,
+)
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
@@ -461,6 +470,10 @@ class RbdBackend(VolumeBackend):
     def cluster_id(self) -> str:
         """See `SupportsForeignParent.cluster_id`."""
         return self._session().cluster.fsid
+
+    def fencing(self) -> fencing.Fencing:
+        """See `SupportsFencing.fencing`."""
+        return fencing.Fencing(self._changing())
 
     def foreign_parent(self, source: ForeignSource) -> ForeignImage:
         """See `SupportsForeignParent.foreign_parent`."""

@@ -3,8 +3,10 @@
 import json
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, ClassVar, Final, Self
 
 from volcore.backends.rbd.bindings import bindings
@@ -26,6 +28,7 @@ FIGURES_WAIT_S: Final = 15.0
 FIGURES_PAUSE_S: Final = 0.25
 FENCE_S: Final = 7 * 24 * 3600
 """A fenced client is known as dead for that long (`watchers.py`)."""
+_TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%f%z"
 
 _FIXED_OPTIONS: Final = {
     # Clones that need no protected parent, and whose parents can be deleted first.
@@ -237,9 +240,26 @@ class Cluster:
             return False
         return True
 
-    def blocklist(self) -> set[str]:
-        """Return the addresses of all clients that are fenced off."""
-        return {str(row["addr"]) for row in self.mon_command("osd blocklist ls") or ()}
+    def block(self, addresses: Sequence[str], *, duration_s: int) -> None:
+        """Put addresses on the blocklist, or change how long they stay there; learn of that map.
+
+        Raises:
+            PermissionDeniedError: this user may not; nothing was changed.
+            UnavailableError: CLUSTER_UNREACHABLE; some may be on it.
+        """
+        for address in addresses:
+            with translated(f"change the blocklist for {address}"):
+                self._rados.blocklist_add(address, duration_s)
+        if addresses:
+            with translated("learn of the blocklist"):
+                self._rados.wait_for_latest_osdmap()
+
+    def blocklist(self) -> dict[str, datetime]:
+        """Return the addresses of all clients that are fenced off, and until when they are."""
+        return {
+            str(row["addr"]): datetime.strptime(row["until"], _TIME_FORMAT)
+            for row in self.mon_command("osd blocklist ls") or ()
+        }
 
     def setting(self, option: str) -> str:
         """Return the value of an option of Ceph on this connection; empty if it has none."""

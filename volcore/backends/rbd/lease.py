@@ -32,7 +32,7 @@ from typing import Any, Final
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
-from volcore.errors import Blocker, NotFoundError, PreconditionError, Reason, VolcoreError
+from volcore.errors import Blocker, PreconditionError, Reason, VolcoreError
 from volcore.limits import SERVER_LEASE_S, SERVER_RENEW_S
 
 LEASE_S: Final = SERVER_LEASE_S
@@ -40,6 +40,8 @@ RENEW_S: Final = SERVER_RENEW_S
 LOCK_OBJECT: Final = "volcore_catalog"
 LOCK_NAME: Final = "volcore.server"
 
+_CLIENT: Final = 8
+"""Type of an entity that is a client."""
 _EXCLUSIVE: Final = 1
 _MUST_RENEW: Final = 2
 _LOST: Final = {errno.EBUSY, errno.EEXIST, errno.ENOENT, errno.ESHUTDOWN}
@@ -225,11 +227,19 @@ def living_holder(ioctx: Any, pool: str, *, dismiss: bool = False) -> dict[str, 
         if not _is_dead(holder):
             return holder
         if dismiss:
-            kind, number = client
-            body = _string(LOCK_NAME) + struct.pack("<Bq", kind, number) + _string(cookie)
-            with contextlib.suppress(NotFoundError), translated(f"unlock pool {pool}"):
-                ioctx.execute(LOCK_OBJECT, "lock", "break_lock", _struct(body))
+            with translated(f"unlock pool {pool}"):
+                break_lock(ioctx, LOCK_OBJECT, LOCK_NAME, client[1], cookie)
     return None
+
+
+def break_lock(ioctx: Any, name: str, lock: str, client: int, cookie: str) -> None:
+    """Take a lock of object `name` away from a client; idempotent. Raises what librados raises."""
+    body = _string(lock) + struct.pack("<Bq", _CLIENT, client) + _string(cookie)
+    try:
+        ioctx.execute(name, "lock", "break_lock", _struct(body))
+    except ceph_errors() as err:
+        if errno_of(err) != errno.ENOENT:
+            raise
 
 
 def _lockers(ioctx: Any, pool: str) -> list[tuple[tuple[int, int], str, str]]:
