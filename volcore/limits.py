@@ -57,8 +57,8 @@ those that wait together share the second: 100 attached volumes at once in littl
 CALLS_QUEUED_MAX: Final = 1024
 DEADLINE_S_DEFAULT: Final = 300
 SHUTDOWN_GRACE_S_DEFAULT: Final = 30
-FENCE_LOOK_PERIOD_S: Final = 300.0
-"""How often fenced hosts are looked after: librbd may shorten an entry of the blocklist to 1 h."""
+FENCE_LOOK_PERIOD_S: Final = 30.0
+"""How often fenced hosts are looked after: an entry of the blocklist that librbd made runs out."""
 LOCK_WAIT_S_MAX: Final = 30
 """How long a call waits for another call on the same object before it answers ABORTED."""
 

@@ -42,9 +42,9 @@ class CrashingImages:
 def around(act, switch):
     """The same call, which may die before and after it."""
 
-    def called(*arguments):
+    def called(*arguments, **more):
         switch.step()
-        result = act(*arguments)
+        result = act(*arguments, **more)
         switch.step()
         return result
 

@@ -45,6 +45,10 @@ def _stores(request, tmp_path):
 
 @pytest.fixture(params=["memory", "local", pytest.param("rbd", marks=pytest.mark.ceph)])
 def bench(request, tmp_path) -> Iterator[Bench]:
+    yield from new_bench(request, tmp_path)
+
+
+def new_bench(request, tmp_path) -> Iterator[Bench]:
     settings = EngineSettings(server_id="test", images=ImageSettings(directories=(tmp_path,)))
     engine = Engine(settings)
     backend, catalog = _stores(request, tmp_path)

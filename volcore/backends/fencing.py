@@ -23,7 +23,7 @@ class Fencing(Protocol):
         """
 
     def blocked(self) -> Collection[str]:
-        """Return the addresses that are cut off for years."""
+        """Return all addresses that are cut off."""
 
     def block(self, addresses: Sequence[str], volume_ids: Sequence[str]) -> None:
         """Cut clients off, and drop the locks that they have on volumes. Idempotent.
@@ -37,7 +37,7 @@ class Fencing(Protocol):
         """
 
     def unblock(self, addresses: Sequence[str]) -> None:
-        """Let new clients of these IPs in; clients of before stay cut off for a week. Idempotent.
+        """Let new clients of these IPs in; those known of before stay cut off. Idempotent.
 
         Raises:
             PermissionDeniedError: this server may not; nothing was changed.

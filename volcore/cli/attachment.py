@@ -87,6 +87,13 @@ def attach(
             help="Host that writes now: the new one may read, and write after [bold]hand-over[/].",
         ),
     ] = None,
+    client_address: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="The host's IP in Ceph's network, cut off if it is fenced. Repeatable.",
+        ),
+    ] = None,
     connection: ConnectionOption = None,
     tls_directory: TlsDirectoryOption = None,
     pool: PoolOption = None,
@@ -103,7 +110,11 @@ def attach(
     with connect(context, pool) as session:
         name = session.volume(volume)
         made = session.client.attach_volume(
-            name, host, access_mode=modes[mode], hand_over_from=hand_over_from or ""
+            name,
+            host,
+            access_mode=modes[mode],
+            hand_over_from=hand_over_from or "",
+            client_addresses=client_address or [],
         )
     _show(made, connection, output, tls_directory)
 

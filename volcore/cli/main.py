@@ -13,6 +13,7 @@ from volcore.cli import (
     adoption,
     attachment,
     bench,
+    host,
     image,
     operation,
     pool,
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 adoption.add_to(volume.app, pool.app)
-for noun in (image, volume, snapshot, attachment, pool, operation, admin, bench):
+for noun in (image, volume, snapshot, attachment, host, pool, operation, admin, bench):
     app.add_typer(noun.app)
 app.command("serve")(serve.serve)
 app.command("version")(version.version)

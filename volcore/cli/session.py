@@ -108,6 +108,10 @@ class Session:
         """Return the resource name of an attachment."""
         return f"{self.volume(volume)}/attachments/{host}"
 
+    def fenced_host(self, name: str) -> str:
+        """Return the resource name of a fenced host."""
+        return self._name(name, "fencedHosts")
+
     def operation(self, name: str) -> str:
         """Return the resource name of an operation."""
         return self._name(name, "operations")

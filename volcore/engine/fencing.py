@@ -124,7 +124,7 @@ class Fences:
                 raise
 
     def unfence(self, pool: str, host: str) -> None:
-        """Let a host have attachments again; its clients of before stay cut off for a week.
+        """Let a host have attachments again; its clients of before stay cut off.
 
         Raises:
             PreconditionError: WRONG_STATE, its fencing has not ended.
@@ -185,11 +185,10 @@ def settle_fences(at: Pool) -> None:
 
 
 def look_after(at: Pool, host: str) -> None:
-    """End what was begun, and cut off again who was let in, or will be soon, behind our back.
+    """End what was begun, and cut off again who was let in, or whose entry has run out.
 
-    librbd does so: it breaks the lock of a dead client by blocklisting it anew, for an hour. What
-    cannot be done now keeps its record, and does not keep the pool from being served. The host's
-    lock is held, or the pool is not served yet.
+    What cannot be done now keeps its record, and does not keep the pool from being served. The
+    host's lock is held, or the pool is not served yet.
     """
     record = at.find(FencedHost, host)
     try:

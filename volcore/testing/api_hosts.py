@@ -24,7 +24,7 @@ from volcore.errors import (
     Reason,
     VolcoreError,
 )
-from volcore.v1 import attachment_pb2, group_snapshot_pb2, operation_pb2
+from volcore.v1 import attachment_pb2, fenced_host_pb2, group_snapshot_pb2, operation_pb2
 
 SIZE: Final = 8 * limits.MIB
 REPEATS: Final = 10
@@ -228,6 +228,52 @@ class HostsSanity:
             NotFoundError,
             Reason.ATTACHMENT_NOT_FOUND,
         )
+
+    def test_fence(self, stage: Stage) -> None:
+        """Goal: a fenced host loses its volume for good. Method: fence, take it, unfence, often."""
+        client, volume = stage.client, stage.volume()
+        host = f"{stage.prefix}h"
+        name = f"{stage.pool}/fencedHosts/{host}"
+        client.attach_volume(volume, host)
+        plan = client.plan_fence(stage.pool, host)
+        assert list(plan.attachments) == [f"{volume}/attachments/{host}"]
+        assert not plan.clients
+        self._refused(
+            lambda: client.fence_host(stage.pool, host, etag="x"),
+            PreconditionError,
+            Reason.FENCE_UNCONFIRMED,
+        )
+        with pytest.raises(NotFoundError):
+            client.get_fenced_host(name)
+
+        def fence() -> fenced_host_pb2.FencedHost:
+            return client.fence_host(stage.pool, host, etag=plan.etag, host_is_off=True)
+
+        with ThreadPoolExecutor(CONCURRENT) as threads:
+            calls = [threads.submit(fence) for _ in range(CONCURRENT)]
+            made = [call.result() for call in calls]
+        assert all(one == made[0] for one in [*made, fence(), client.get_fenced_host(name)])
+        assert made[0].state == fenced_host_pb2.FENCED_HOST_STATE_FENCED
+        assert list(made[0].volumes) == [volume]
+        assert made[0] in list(client.list_fenced_hosts(stage.pool, page_size=1))
+        assert not list(client.list_attachments(volume))
+        self._refused(
+            lambda: client.attach_volume(volume, host), PreconditionError, Reason.HOST_FENCED
+        )
+        client.attach_volume(volume, "other")
+        for _ in range(REPEATS):
+            client.unfence_host(name)
+        self._refused(
+            lambda: client.attach_volume(volume, host), PreconditionError, Reason.VOLUME_IN_USE
+        )
+        for address in ("x", "10.0.0.300", "10.0.0.1:x/1", "", "a/b"):
+            with pytest.raises(InvalidArgumentError):
+                client.plan_fence(stage.pool, host, client_addresses=[address])
+        with pytest.raises(OutOfRangeError):
+            client.plan_fence(stage.pool, host, client_addresses=["10.0.0.1"] * 65)
+        for bad in ("", "a/b", "-x"):
+            with pytest.raises(InvalidArgumentError):
+                client.plan_fence(stage.pool, bad)
 
     def _refused(
         self,

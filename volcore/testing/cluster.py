@@ -48,6 +48,7 @@ PROGRAM_PACKAGES = {
     "monmaptool": "ceph-base",
 }
 CLIENT = "volcore"
+_MON_CAPS = 'profile rbd, allow command "osd blocklist" with blocklistop=rm'
 
 _CONF = """\
 [global]
@@ -187,10 +188,10 @@ class CephCluster(CephAccess):
     end its `ceph.conf`: sections of their own, as specific ones go before `[osd]`.
 
     `client.admin` may do everything. `client.volcore` is what a server should run as: `profile rbd`
-    on the monitor and on the pools made by `create_pool`, nothing else. In a pool, that profile
-    reads, writes and runs object classes, so omap objects of a catalog in the same pool need no
-    further right. Both keys are found through `conf_path` alone. Rights on a new pool reach a
-    client when it next connects.
+    on the monitor and on the pools made by `create_pool`, and to unblock hosts, nothing else. In a
+    pool, that profile reads, writes and runs object classes, so omap objects of a catalog in the
+    same pool need no further right. Both keys are found through `conf_path` alone. Rights on a new
+    pool reach a client when it next connects.
     """
 
     def __init__(
@@ -277,7 +278,7 @@ class CephCluster(CephAccess):
                 cluster,
                 "auth caps",
                 entity=f"client.{CLIENT}",
-                caps=["mon", "profile rbd", "osd", osd_caps],
+                caps=["mon", _MON_CAPS, "osd", osd_caps],
             )
 
     def _write_files(self) -> None:
@@ -292,7 +293,7 @@ class CephCluster(CephAccess):
             "mon.": {"mon": "allow *"},
             "client.admin": {"mon": "allow *", "osd": "allow *", "mgr": "allow *"},
             "mgr.x": {"mon": "allow profile mgr", "osd": "allow *"},
-            f"client.{CLIENT}": {"mon": "profile rbd"},
+            f"client.{CLIENT}": {"mon": _MON_CAPS},
             **{f"osd.{index}": profile_osd for index in range(self.osd_count)},
         }
         for entity, caps in entities.items():

@@ -80,8 +80,8 @@ class HostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnfenceHost(self, request, context):
-        """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist for a
-        week; new ones may come at once. Unfencing what is not fenced succeeds.
+        """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist
+        for a year from their fencing; new ones may come at once. Unfencing what is not fenced succeeds.
 
         Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such pool; FAILED_PRECONDITION its fencing has not ended;
         PERMISSION_DENIED the Ceph user may not change the blocklist; UNAVAILABLE the cluster does not answer: repeat.

@@ -48,8 +48,8 @@ class HostServiceStub:
     another call works on the host or one of its volumes.
     """
     UnfenceHost: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.UnfenceHostRequest, _host_service_pb2.UnfenceHostResponse]
-    """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist for a
-    week; new ones may come at once. Unfencing what is not fenced succeeds.
+    """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist
+    for a year from their fencing; new ones may come at once. Unfencing what is not fenced succeeds.
 
     Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such pool; FAILED_PRECONDITION its fencing has not ended;
     PERMISSION_DENIED the Ceph user may not change the blocklist; UNAVAILABLE the cluster does not answer: repeat.
@@ -85,8 +85,8 @@ class HostServiceAsyncStub(HostServiceStub):
     another call works on the host or one of its volumes.
     """
     UnfenceHost: _aio.UnaryUnaryMultiCallable[_host_service_pb2.UnfenceHostRequest, _host_service_pb2.UnfenceHostResponse]  # type: ignore[assignment]
-    """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist for a
-    week; new ones may come at once. Unfencing what is not fenced succeeds.
+    """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist
+    for a year from their fencing; new ones may come at once. Unfencing what is not fenced succeeds.
 
     Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such pool; FAILED_PRECONDITION its fencing has not ended;
     PERMISSION_DENIED the Ceph user may not change the blocklist; UNAVAILABLE the cluster does not answer: repeat.
@@ -131,8 +131,8 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_service_pb2.UnfenceHostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_service_pb2.UnfenceHostResponse, _abc.Awaitable[_host_service_pb2.UnfenceHostResponse]]:
-        """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist for a
-        week; new ones may come at once. Unfencing what is not fenced succeeds.
+        """Lets volumes be attached to a host again, after it was restarted. Its clients of before stay on the blocklist
+        for a year from their fencing; new ones may come at once. Unfencing what is not fenced succeeds.
 
         Errors: INVALID_ARGUMENT bad name; NOT_FOUND no such pool; FAILED_PRECONDITION its fencing has not ended;
         PERMISSION_DENIED the Ceph user may not change the blocklist; UNAVAILABLE the cluster does not answer: repeat.

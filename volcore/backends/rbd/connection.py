@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, ClassVar, Final, Self
 
 from volcore.backends.rbd.bindings import bindings
@@ -28,7 +27,6 @@ FIGURES_WAIT_S: Final = 15.0
 FIGURES_PAUSE_S: Final = 0.25
 FENCE_S: Final = 7 * 24 * 3600
 """A fenced client is known as dead for that long (`watchers.py`)."""
-_TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%f%z"
 
 _FIXED_OPTIONS: Final = {
     # Clones that need no protected parent, and whose parents can be deleted first.
@@ -241,7 +239,7 @@ class Cluster:
         return True
 
     def block(self, addresses: Sequence[str], *, duration_s: int) -> None:
-        """Put addresses on the blocklist, or change how long they stay there; learn of that map.
+        """Put addresses on the blocklist, and learn of that map; what is there keeps its time.
 
         Raises:
             PermissionDeniedError: this user may not; nothing was changed.
@@ -254,12 +252,9 @@ class Cluster:
             with translated("learn of the blocklist"):
                 self._rados.wait_for_latest_osdmap()
 
-    def blocklist(self) -> dict[str, datetime]:
-        """Return the addresses of all clients that are fenced off, and until when they are."""
-        return {
-            str(row["addr"]): datetime.strptime(row["until"], _TIME_FORMAT)
-            for row in self.mon_command("osd blocklist ls") or ()
-        }
+    def blocklist(self) -> set[str]:
+        """Return the addresses of all clients that are fenced off."""
+        return {str(row["addr"]) for row in self.mon_command("osd blocklist ls") or ()}
 
     def setting(self, option: str) -> str:
         """Return the value of an option of Ceph on this connection; empty if it has none."""

@@ -49,7 +49,7 @@ class Watchers:
     def forget_dead(self, volume_id: str, image_id: str) -> bool:
         """Drop the watches of fenced clients if there are no others; return whether there were."""
         addresses = self._others(volume_id, image_id)
-        if not addresses or addresses - self._cluster.blocklist().keys():
+        if not addresses or addresses - self._cluster.blocklist():
             return False
         self.forget_all(image_id)
         return True
