@@ -38,7 +38,7 @@ for image in opened:
     image.write(b"0" * 4096, 0)
 print(cluster.get_addrs(), flush=True)
 sys.stdin.readline()
-number, failed = 0, None
+number, failed, last_s = 0, None, 0.0
 while failed is None:
     number += 1
     pending = []
@@ -50,9 +50,11 @@ while failed is None:
         each.wait_for_complete_and_cb()
         if each.get_return_value() < 0:
             failed = each.get_return_value()
+        else:
+            last_s = time.monotonic()
     if number == 3:
         print("writing", flush=True)
-print("failed", failed, number, flush=True)
+print("failed", failed, last_s, flush=True)
 """
 
 
@@ -161,6 +163,21 @@ def test_late_writes_never_land(bench, guests):
     with pytest.raises(PreconditionError) as caught:
         attach(bench, ("v", "a"))
     assert caught.value.reason is Reason.HOST_FENCED
+
+
+def test_time_to_lose_access(bench, guests):
+    """Goal: nothing is acknowledged after the call. Method: a writer that runs; print the time."""
+    attach(bench, ("v", "a"))
+    guest = guests(bench, "v")
+    guest.write()
+    plan = bench.engine.fences.plan("p", "a")[1]
+    begin_s = time.monotonic()
+    bench.engine.fences.fence("p", "a", etag=plan.etag)
+    end_s = time.monotonic()
+    word, code, last_s = guest.end()
+    print(f"last write {float(last_s) - begin_s:.3f} s, call {end_s - begin_s:.3f} s")  # noqa: T201
+    assert (word, code) == ("failed", "-108")
+    assert begin_s < float(last_s) < end_s
 
 
 def closed(image) -> None:

@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 
 from volcore.engine.pool import Pool, group_lock, image_lock, volume_lock
 from volcore.model.faults import Fault, FaultKind
+from volcore.model.fences import FencedHost
 from volcore.model.records import (
     Attachment,
     Image,
@@ -79,6 +80,8 @@ class Records:
             self._take_warm(clone)
         for attachment in self._each(Attachment):
             self._take_attachment(attachment)
+        for _ in self._each(FencedHost):
+            pass  # it contradicts nothing: the server looks after it by itself
 
     def _each(self, record: type[R]) -> Iterator[R]:
         after = ""
