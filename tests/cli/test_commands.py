@@ -291,6 +291,30 @@ def test_deploy(server, pool, golden):
     assert "1 of 2 volumes exist now" in done.stderr
 
 
+def test_host(server, pool, golden):
+    """A host is fenced as the plan says, has no volume until it is unfenced, and is listed."""
+    volume, host = fresh(), fresh("h")
+    ok(server, "volume", "create", volume, "--image", golden)
+    ok(server, "attachment", "attach", volume, host, "--client-address", "192.0.2.7")
+    plan = ok(server, "host", "fence", host, "--dry-run")
+    assert [line.split()[:2] for line in plan.splitlines()] == [
+        ["EFFECT", "WHAT"],
+        ["free", volume],
+    ]
+    assert as_json(server, "host", "fence", host, "--dry-run")["kind"] == "FencePlan"
+    assert server.volcore("host", "fence", host).returncode == 3, "nobody was asked"
+    assert ok(server, "host", "list", "-o", "name") == ""
+    made = as_json(server, "host", "fence", host, "--yes")
+    assert (made["state"], made["volumes"]) == ("FENCED", [f"{pool}/volumes/{volume}"])
+    refused(server, 7, "HOST_FENCED", "attachment", "attach", volume, host)
+    assert ok(server, "host", "list", "-o", "name").splitlines() == [made["name"]]
+    assert as_json(server, "host", "get", host) == made
+    ok(server, "host", "unfence", host, "--yes")
+    assert ok(server, "host", "list", "-o", "name") == ""
+    refused(server, 4, "FENCED_HOST_NOT_FOUND", "host", "get", host)
+    ok(server, "volume", "delete", volume, "--yes")
+
+
 def test_attachment(server, pool, golden, tmp_path):
     """Goal: connection info that QEMU's tools take. Method: let qemu-img open it."""
     volume = fresh()

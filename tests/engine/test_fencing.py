@@ -175,7 +175,7 @@ def test_time_to_lose_access(bench, guests):
     bench.engine.fences.fence("p", "a", etag=plan.etag)
     end_s = time.monotonic()
     word, code, last_s = guest.end()
-    print(f"last write {float(last_s) - begin_s:.3f} s, call {end_s - begin_s:.3f} s")  # noqa: T201
+    print(f"last write {float(last_s) - begin_s:.3f} s, call {end_s - begin_s:.3f} s")
     assert (word, code) == ("failed", "-108")
     assert begin_s < float(last_s) < end_s
 

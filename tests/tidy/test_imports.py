@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "backends": set(),
     "backends.contract": VALUES,
     "backends.adopting": VALUES,
+    "backends.fencing": VALUES,
     "backends.auditing": VALUES,
     "backends.carrying": VALUES,
     "backends.verifying": VALUES,
@@ -46,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "engine": VALUES
     | {
         "kernels", "backends.adopting", "backends.auditing", "backends.carrying",
-        "backends.contract", "backends.verifying", "catalog.contract", "images",
+        "backends.contract", "backends.fencing", "backends.verifying", "catalog.contract", "images",
     },
     "wire": VALUES | {"v1"},
     "client": VALUES | {"v1", "wire"},

@@ -188,10 +188,9 @@ class CephCluster(CephAccess):
     end its `ceph.conf`: sections of their own, as specific ones go before `[osd]`.
 
     `client.admin` may do everything. `client.volcore` is what a server should run as: `profile rbd`
-    on the monitor and on the pools made by `create_pool`, and to unblock hosts, nothing else. In a
-    pool, that profile reads, writes and runs object classes, so omap objects of a catalog in the
-    same pool need no further right. Both keys are found through `conf_path` alone. Rights on a new
-    pool reach a client when it next connects.
+    on the monitor, with the right to unblock hosts, and on the pools made by `create_pool`. In a
+    pool, that profile reads, writes and runs object classes, so a catalog in it needs no further
+    right. Both keys are found through `conf_path` alone. A client has new rights when it connects.
     """
 
     def __init__(
