@@ -311,7 +311,7 @@ def test_host(server, pool, golden):
     assert as_json(server, "host", "get", host) == made
     ok(server, "host", "unfence", host, "--yes")
     assert ok(server, "host", "list", "-o", "name") == ""
-    refused(server, 4, "FENCED_HOST_NOT_FOUND", "host", "get", host)
+    refused(server, 5, "FENCED_HOST_NOT_FOUND", "host", "get", host)
     ok(server, "volume", "delete", volume, "--yes")
 
 

@@ -1,6 +1,7 @@
 """Fencing a host whose client is a process with librbd on a real Ceph, cut off with SIGSTOP."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -58,10 +59,28 @@ print("failed", failed, last_s, flush=True)
 """
 
 
+BIND = """
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+int connect(int fd, const struct sockaddr *to, socklen_t length)
+{
+    int (*real)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "connect");
+    struct sockaddr_in from = {.sin_family = AF_INET};
+    if (to->sa_family == AF_INET && inet_pton(AF_INET, getenv("BIND_IP"), &from.sin_addr) == 1)
+        bind(fd, (struct sockaddr *)&from, sizeof from);
+    return real(fd, to, length);
+}
+"""
+"""Lets a process have another IP of loopback."""
+
+
 class Guest:
     """A process that has volumes open with librbd, and writes all the time once told to."""
 
-    def __init__(self, bench, *volumes: str) -> None:
+    def __init__(self, bench, *volumes: str, **environment: str) -> None:
         backends = [bench.pool.backend.connection(_id(bench, v), read_only=False) for v in volumes]
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLIENT, backends[0].conf_path, backends[0].pool]
@@ -69,6 +88,7 @@ class Guest:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | environment,
         )
         self.address = self.process.stdout.readline().strip()
 
@@ -102,8 +122,8 @@ def bench(request, tmp_path):
 def guests():
     with contextlib.ExitStack() as stack:
 
-        def start(*arguments):
-            guest = Guest(*arguments)
+        def start(*arguments, **environment):
+            guest = Guest(*arguments, **environment)
 
             def kill():
                 guest.process.kill()
@@ -288,6 +308,28 @@ def test_client_unknown(bench):
     assert not backend.fencing().blocked() & {"127.0.0.9:0/0"}
     assert refused(lambda: bench.engine.fences.get("p", "b")) is Reason.FENCED_HOST_NOT_FOUND
     attach(bench, ("v", "a"))
+
+
+def test_whole_ip(bench, guests, tmp_path):
+    """Goal: an IP is cut off with all that comes later. Method: clients on two IPs of loopback."""
+    source, library = tmp_path / "bind.c", tmp_path / "bind.so"
+    source.write_text(BIND)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    there = {"LD_PRELOAD": str(library), "BIND_IP": "127.0.0.9"}
+    attach(bench, ("v", "a"), client_addresses=["127.0.0.9"])
+    attach(bench, ("w", "b"))
+    guest, other = guests(bench, "v", **there), guests(bench, "w")
+    assert guest.address.startswith("127.0.0.9:")
+    guest.write()
+    other.write()
+    assert fence(bench, "a").client_addresses == ("127.0.0.9:0/0", guest.address)
+    assert guest.end()[:2] == ["failed", "-108"]
+    assert guests(bench, "v", **there).address == "", "what comes later is cut off, too"
+    assert other.process.poll() is None
+    bench.engine.fences.unfence("p", "a")
+    attach(bench, ("v", "a"))
+    guests(bench, "v", **there).write()
+    assert guest.address in bench.pool.backend.fencing().blocked()
 
 
 @pytest.mark.parametrize("form", ["{ip}", "{own}"])
