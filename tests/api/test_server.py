@@ -116,7 +116,7 @@ def test_reflection(channel):
     listed, file = list(stub.ServerReflectionInfo(iter(asked)))
     names = {one.name for one in listed.list_services_response.service}
     assert {"volcore.v1.VolumeService", "grpc.health.v1.Health"} <= names
-    assert len(names) == 9
+    assert len(names) == 10
     assert file.file_descriptor_response.file_descriptor_proto
 
 
