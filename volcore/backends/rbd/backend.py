@@ -29,21 +29,13 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import (
-    audit,
-    audit_mending,
-    carrying,
-    clones,
-    fencing,
-    foreign,
-    parents,
-    snapshots,
-)
+from volcore.backends.rbd import audit, audit_mending, carrying, clones, foreign, parents, snapshots
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.extents import changed_extents
+from volcore.backends.rbd.fencing import Fencing
 from volcore.backends.rbd.objectmap import mark_changed
 from volcore.backends.rbd.opening import open_image
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
@@ -55,9 +47,7 @@ from volcore.backends.refusals import (
     volume_in_use,
     volume_missing,
 )
-from volcore.backends.refusals import (
-    read_only as refuse_writing,
-)
+from volcore.backends.refusals import read_only as refuse_writing
 from volcore.errors import (
     NotFoundError,
     OperationPendingError,
@@ -113,8 +103,7 @@ class RbdBackend(VolumeBackend):
             secret_uuid: libvirt secret with the Ceph user's key, told to clients.
             lock: let one server at a time serve the pool.
             direct: make clones by the short path once it has proven itself; needs the lock.
-            on_lost: called once, by a thread, when another server has taken the pool: this process
-                is fenced off and cannot serve it any more.
+            on_lost: called once, by a thread, when another server has taken the pool for good.
         """
         self._cluster = cluster
         self._pool = pool
@@ -254,8 +243,7 @@ class RbdBackend(VolumeBackend):
     ) -> None:
         """See `VolumeBackend.clone`.
 
-        From a live volume: through a hidden snapshot, deleted at once, which librbd drops when the
-        clone goes.
+        From a live volume: through a hidden snapshot, which librbd drops when the clone goes.
         """
         clones.clone(self._changing(), volume_id, snapshot_id, target_id, size_bytes)
 
@@ -471,9 +459,9 @@ class RbdBackend(VolumeBackend):
         """See `SupportsForeignParent.cluster_id`."""
         return self._session().cluster.fsid
 
-    def fencing(self) -> fencing.Fencing:
+    def fencing(self) -> Fencing:
         """See `SupportsFencing.fencing`."""
-        return fencing.Fencing(self._changing())
+        return Fencing(self._changing())
 
     def foreign_parent(self, source: ForeignSource) -> ForeignImage:
         """See `SupportsForeignParent.foreign_parent`."""
