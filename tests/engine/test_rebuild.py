@@ -27,6 +27,12 @@ pytestmark = pytest.mark.ceph
 OBJECTS = ("volcore_catalog", "volcore_directory")
 
 
+def carry(site: Site) -> None:
+    """Wait until all that was made is whole, and carries its records."""
+    site.pool.making.flush()
+    assert site.pool.carrier.flush(30)
+
+
 def fill(site: Site) -> None:
     """Records of every kind, each kind changed."""
     engine, pool = site.engine, site.pool
@@ -136,11 +142,11 @@ def site(ceph_cluster, ceph_pool) -> Iterator[Site]:
 def test_a_clone_has_its_record_at_once(site, ceph_cluster, ceph_pool, monkeypatch):
     """Goal: no moment without it, no write for it. Method: stop what writes behind answers."""
     site.deploy("before")
-    assert site.pool.carrier.flush(30)
+    carry(site)
     waves = site.backend._session().direct.waves
     written = waves.write_count
     site.pool.carrier.compare_all()
-    assert site.pool.carrier.flush(30)
+    carry(site)
     assert waves.write_count == written
     monkeypatch.setattr(site.pool.backend, "carry", None)
     (one,) = site.deploy("one")
@@ -194,12 +200,12 @@ def test_images_of_an_older_server(site, ceph_cluster, ceph_pool):
     """Goal: a start fills in what they lack; nothing else does. Method: take rows away."""
     site.deploy("one", "two")
     site.pool.making.flush()  # a check leaves out what has an intent
-    assert site.pool.carrier.flush(30)
+    carry(site)
     headers = site.backend._session().headers
     drop_rows(headers._ioctx, header_object(image_of(site, "one")), RECORD_PREFIX)
     assert faults_of(site) == [FaultKind.RECORD_NOT_CARRIED]
     site.pool.carrier.compare_all()
-    assert site.pool.carrier.flush(30)
+    carry(site)
     assert faults_of(site) == []
     assert set(rows_of(ceph_cluster, ceph_pool, image_of(site, "one"))) == {"volume/one"}
     drop_rows(headers._ioctx, header_object(image_of(site, "two")), RECORD_PREFIX)
@@ -218,7 +224,7 @@ def test_what_is_doubtful_is_left_out(ceph_cluster, ceph_pool):
         for name in ("grown", "fine"):
             site.engine.snapshots.create("p", name, "s")
         backend_ids = {one.name: one.backend_id for one in site.pool.list(Volume)}
-        assert site.pool.carrier.flush(30)
+        carry(site)
         session = site.backend._session()
         images = {name: image_of(site, name) for name in backend_ids}
         for name in ("bare", "twin", "broken", "newer"):
@@ -291,10 +297,10 @@ def test_deleted_just_before(ceph_cluster, ceph_pool):
         base(site)
         site.deploy("gone")
         gone = site.pool.volume("gone")
-        assert site.pool.carrier.flush(30)
+        carry(site)
         with raw_image(ceph_cluster, ceph_pool, gone.backend_id):
             site.engine.volumes.delete("p", "gone")
-            assert site.pool.carrier.flush(30)
+            carry(site)
             site.engine.close(1)
             site.backend.close()
             lose(ceph_cluster, ceph_pool, *OBJECTS)
@@ -324,7 +330,7 @@ def test_what_may_be_stale(ceph_cluster, ceph_pool):
         base(site)
         site.deploy("one")
         site.engine.snapshots.create("p", "one", "brief")
-        assert site.pool.carrier.flush(30)
+        carry(site)
         before = [line for line in exported(site) if b'"brief"' not in line]
         patch.setattr(carrier, "loads_of", lambda *_: ({}, []))
         site.engine.volumes.update_labels("p", "one", {"a": "b"})
@@ -353,7 +359,7 @@ def test_killed_before_the_copies(ceph_cluster, ceph_pool):
         before = exported(site)
     site = start(ceph_cluster, ceph_pool, count_max=0)
     with site.undo:
-        assert site.pool.carrier.flush(30)
+        carry(site)
     lose(ceph_cluster, ceph_pool, *OBJECTS)
     site = start(ceph_cluster, ceph_pool, count_max=0)
     with site.undo:
@@ -365,12 +371,12 @@ def test_released_images_carry_nothing(site, ceph_cluster, ceph_pool):
     """Goal: what is given back is nobody's. Method: release, adopt under another name."""
     site.deploy("one")
     site.engine.snapshots.create("p", "one", "s")
-    assert site.pool.carrier.flush(30)
+    carry(site)
     image_id = image_of(site, "one")
     assert set(rows_of(ceph_cluster, ceph_pool, image_id)) == {"volume/one", "snapshot/one/s"}
     where = site.engine.adoption.release("p", "one")
-    assert site.pool.carrier.flush(30)
+    carry(site)
     assert rows_of(ceph_cluster, ceph_pool, image_id) == {}
     site.engine.adoption.adopt("p", "other", where)
-    assert site.pool.carrier.flush(30)
+    carry(site)
     assert set(rows_of(ceph_cluster, ceph_pool, image_id)) == {"volume/other", "snapshot/other/s"}
