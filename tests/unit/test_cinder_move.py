@@ -1,12 +1,13 @@
 """A volume that moves to another pool of its server, whatever was cut off before."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from volcore.cinder.transfer import move
-from volcore.errors import NotFoundError, PreconditionError
+from volcore.errors import NotFoundError, PreconditionError, Reason, UnavailableError
 from volcore.limits import MIB
 from volcore.testing.nbd_disk import NbdDisk
 from volcore.testing.server import RunningServer
@@ -59,6 +60,32 @@ def test_moves(client, tmp_path, left):
     assert read(client, THERE) == b"bytes"
     assert list(client.list_volumes("pools/p")) == []
     assert [*client.list_images("pools/p"), *client.list_images("pools/q")] == []
+    client.delete_volume(THERE)
+
+
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_source_deleted_unheard(client, tmp_path, monkeypatch, lost):
+    """Goal: the bytes are never in no pool. Method: lose the delete of the source, or its answer."""
+    client.create_volume(HERE, size_bytes=SIZE_BYTES)
+    fill(client, b"bytes")
+    delete = client.delete_volume
+
+    def unheard(name, **options):
+        if name != HERE or lost == "answer":
+            delete(name, **options)
+        if name == HERE:
+            raise UnavailableError("gone", reason=Reason.SERVER_UNREACHABLE, retryable=True)
+
+    for attempt in range(2):
+        path = tmp_path / f"way{attempt}"
+        path.touch()
+        with monkeypatch.context() as patched, contextlib.ExitStack() as raises:
+            if attempt == 0:
+                patched.setattr(client, "delete_volume", unheard)
+                raises.enter_context(pytest.raises(UnavailableError))
+            move(client, volume=HERE, there=THERE, size_bytes=SIZE_BYTES, path=str(path))
+        assert read(client, THERE) == b"bytes"
+    assert list(client.list_volumes("pools/p")) == []
     client.delete_volume(THERE)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from volcore import errors
 from volcore.client import Client, ClientTls, RetryPolicy
-from volcore.errors import NotFoundError, Reason, VolcoreError
+from volcore.errors import NotFoundError, PreconditionError, Reason, VolcoreError
 from volcore.v1 import image_pb2
 
 FORMATS: Final = {
@@ -28,6 +28,8 @@ FORMATS: Final = {
     "vdi": image_pb2.IMAGE_FORMAT_VDI,
     "vhdx": image_pb2.IMAGE_FORMAT_VHDX,
 }
+_STANDS: Final = (Reason.VOLUME_IN_USE, Reason.VOLUME_HAS_SNAPSHOTS)
+"""Why a volume was not deleted: each says that it is there."""
 _TRIES: Final = RetryPolicy(tries_max=30)
 _PR_SET_PDEATHSIG: Final = 1
 """Of prctl(2)."""
@@ -69,7 +71,7 @@ def move(client: Client, *, volume: str, there: str, size_bytes: int, path: str)
     empty file at `path`.
 
     Raises:
-        VolcoreError: from volcore; `volume` is as it was.
+        VolcoreError: from volcore; `volume` is as it was, or the answer to its delete was lost.
     """
     try:
         client.get_volume(volume)
@@ -85,11 +87,17 @@ def move(client: Client, *, volume: str, there: str, size_bytes: int, path: str)
         client.import_image(image, path, format=FORMATS["raw"])
         client.create_volume(there, size_bytes=size_bytes, image=image)
         client.delete_image(image)
-        client.delete_volume(volume)
     except VolcoreError:
         with contextlib.suppress(VolcoreError):  # which the next try does first, if it must
             client.delete_image(image)
             client.delete_volume(there, force=True)
+        raise
+    try:
+        client.delete_volume(volume)
+    except PreconditionError as err:
+        if err.reason in _STANDS:  # after any other error `there` may be all that is left
+            with contextlib.suppress(VolcoreError):
+                client.delete_volume(there, force=True)
         raise
 
 
