@@ -13,14 +13,17 @@ from volcore.backends.rbd import carrying
 from volcore.backends.rbd.direct.wire import child_link
 from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.header import RECORD_PREFIX, drop_rows, header_object
+from volcore.catalog.contract import ABSENT, Change
 from volcore.catalog.omap import OmapCatalog
 from volcore.engine import carrier, rebuild
 from volcore.engine.audit import Audit
+from volcore.engine.locks import KeyedLocks
+from volcore.engine.pool import volume_lock
 from volcore.engine.rebuild import Rebuilt
 from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import PreconditionError, Reason
 from volcore.model.faults import FaultKind
-from volcore.model.records import AccessMode, SourceKind, Volume
+from volcore.model.records import AccessMode, Kind, SourceKind, Volume
 from volcore.testing.device_contract import put
 
 pytestmark = pytest.mark.ceph
@@ -321,6 +324,42 @@ def raw_image(access, pool: str, name: str) -> Iterator[Any]:
     with raw_pool(access, pool) as ioctx, rbd.Image(ioctx, name) as image:
         image.write(b"mine", 0)
         yield image
+
+
+def test_deleted_meanwhile(site, monkeypatch):
+    """Goal: nothing that was deleted comes back. Method: delete between reading and commit."""
+    site.deploy("one", "two")
+    carry(site)
+    hold, deleted = KeyedLocks.hold, []
+
+    def delete_first(locks, exclusive=(), *more, **options):
+        exclusive = set(exclusive)
+        if {volume_lock("one"), volume_lock("two")} <= exclusive and not deleted:
+            deleted.append("one")
+            site.engine.volumes.delete("p", "one")
+        return hold(locks, exclusive, *more, **options)
+
+    before = len(exported(site))
+    monkeypatch.setattr(KeyedLocks, "hold", delete_first)
+    assert rebuilt(site) == ([], before - 1)
+    assert deleted == ["one"]
+    assert site.pool.find(Volume, "one") is None
+    assert faults_of(site) == []
+
+
+def test_a_record_of_a_newer_server(site):
+    """Goal: one record that cannot be read keeps no other from being carried. Method: plant it."""
+    site.deploy("one")
+    newer = Change(kind=Kind.SNAPSHOT, key="one/newer", value=b'{"v":99}', expect=ABSENT)
+    site.pool.catalog.commit([newer])
+    site.deploy("two")
+    carry(site)
+    backend_id = site.pool.volume("two").backend_id
+    assert "volume/two" in site.backend.carried([backend_id])[backend_id]
+    site.engine.volumes.update_labels("p", "two", {"a": "b"})
+    carry(site)
+    stored = site.pool.volume("two").encode()
+    assert site.backend.carried([backend_id])[backend_id]["volume/two"] == stored
 
 
 def test_what_may_be_stale(ceph_cluster, ceph_pool):

@@ -65,7 +65,7 @@ def test_moves(client, tmp_path, left):
 
 @pytest.mark.parametrize("lost", ["request", "answer"])
 def test_source_deleted_unheard(client, tmp_path, monkeypatch, lost):
-    """Goal: the bytes are never in no pool. Method: lose the delete of the source, or its answer."""
+    """Goal: the bytes are never in no pool. Method: lose the delete, or its answer."""
     client.create_volume(HERE, size_bytes=SIZE_BYTES)
     fill(client, b"bytes")
     delete = client.delete_volume

@@ -86,16 +86,17 @@ class Carrier:
         if not subjects:
             return
         dropped = {
-            _backend_id(_MAIN[line.kind].decode(line.expect))
+            _backend_id_of(line.kind, line.expect)
             for line in lines
             if line.kind in _MAIN and line.value is None and isinstance(line.expect, bytes)
         }
         if dropped:  # else nothing is decoded before an answer
             dropped -= {
-                _backend_id(_MAIN[line.kind].decode(line.value))
+                _backend_id_of(line.kind, line.value)
                 for line in lines
                 if line.kind in _MAIN and line.value is not None
             }
+            dropped.discard("")
         with self._changed:
             self._subjects |= subjects
             self._dropped |= dropped
@@ -275,13 +276,16 @@ def _loads_of_volumes(catalog: Catalog, volumes: Sequence[tuple[Volume, bytes]])
     loads = {}
     for (volume, raw), frozen, attached in zip(volumes, below[::2], below[1::2], strict=True):
         records = {f"{Kind.VOLUME}/{volume.name}": raw}
-        for key, one in frozen:
-            snapshot = Snapshot.decode(one)
-            if snapshot.volume_id == volume.id and snapshot.state is State.READY:
-                records[f"{Kind.SNAPSHOT}/{key}"] = one
-        for key, one in attached:
-            if Attachment.decode(one).volume_id == volume.id:
-                records[f"{Kind.ATTACHMENT}/{key}"] = one
+        try:
+            for key, one in frozen:
+                snapshot = Snapshot.decode(one)
+                if snapshot.volume_id == volume.id and snapshot.state is State.READY:
+                    records[f"{Kind.SNAPSHOT}/{key}"] = one
+            for key, one in attached:
+                if Attachment.decode(one).volume_id == volume.id:
+                    records[f"{Kind.ATTACHMENT}/{key}"] = one
+        except IntegrityError:  # of a newer server, which sees to it; others must not wait for it
+            continue
         loads[volume.backend_id] = Load(kinds=VOLUME_KINDS, records=records)
     return loads
 
@@ -298,6 +302,14 @@ def _subjects(change: Change) -> list[Subject]:
     if change.kind in {Kind.SNAPSHOT, Kind.ATTACHMENT}:
         return [(Kind.VOLUME, change.key.partition("/")[0])]
     return []
+
+
+def _backend_id_of(kind: Kind, raw: bytes) -> str:
+    """Return whose records these are; empty if this server cannot read it."""
+    try:
+        return _backend_id(_MAIN[kind].decode(raw))
+    except IntegrityError:
+        return ""
 
 
 def _backend_id(record: Volume | Image | TrashedVolume) -> str:

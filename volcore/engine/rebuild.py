@@ -9,7 +9,7 @@ that nothing is there. So a catalog that is not lost is never changed, and a reb
 off goes on when it is repeated: what is there is what would be written.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,13 +86,7 @@ class Rebuild:
                 reason=Reason.CAPABILITY_ABSENT,
             )
         at.making.flush()
-        if not at.carrier.flush(FLUSH_TIMEOUT_S):
-            raise UnavailableError(
-                f"pool {pool!r} is changed faster than its storage takes the records; repeat the "
-                "call when less is going on",
-                reason=Reason.OPERATION_PENDING,
-                retryable=True,
-            )
+        _flush(at)
         reading = None
         if present := _present(at):  # before anything is changed
             reading = _Reading(at, backend)
@@ -106,16 +100,28 @@ class Rebuild:
         with at.locks.hold(locks):
             present = _present(at)
             _refuse_others(at, present, wanted)
+            _flush(at)  # what was dropped since it was read is carried no more
             changes = [
-                Change(kind=KINDS[kind].KIND, key=key, value=raw, expect=ABSENT)
-                for (kind, key), raw in wanted.items()
-                if (kind, key) not in present
+                Change(kind=KINDS[kind].KIND, key=key, value=wanted[kind, key], expect=ABSENT)
+                for kind, key in reading.still_carried(wanted.keys() - present.keys())
             ]
             for start in range(0, len(changes), COMMIT_RECORDS_MAX):
                 at.catalog.commit(changes[start : start + COMMIT_RECORDS_MAX])
         yield from left_out
         yield from reading.faults
-        yield Rebuilt(len(wanted), reading.volume_count)
+        yield Rebuilt(len(present) + len(changes), reading.volume_count)
+
+
+def _flush(at: Pool) -> None:
+    """Let the storage take what calls have changed."""
+    assert at.carrier is not None
+    if not at.carrier.flush(FLUSH_TIMEOUT_S):
+        raise UnavailableError(
+            f"pool {at.name!r} is changed faster than its storage takes the records; repeat the "
+            "call when less is going on",
+            reason=Reason.OPERATION_PENDING,
+            retryable=True,
+        )
 
 
 def _present(at: Pool) -> Contents:
@@ -153,7 +159,7 @@ class _Reading:
         self.wanted: Contents = {}
         self.faults: list[Fault] = []
         self.volume_count = 0
-        self._at = at
+        self._at, self._backend = at, backend
         self._kind = at.backend.caps.kind
         self._shown = at.backend.is_shown if isinstance(at.backend, SupportsAudit) else bool
         self._claims: dict[tuple[str, str], str] = {}
@@ -168,6 +174,18 @@ class _Reading:
                 if one in facts:
                     self.volume_count += 1
                     self._volume(facts[one], carried.get(one, {}))
+
+    def still_carried(self, places: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return those of `places` that the same volumes of the backend carry now, in order."""
+        ids = sorted({self._claims[place] for place in places})
+        rows: dict[str, dict[str, bytes]] = {}
+        for start in range(0, len(ids), TOGETHER):
+            rows |= self._backend.carried(ids[start : start + TOGETHER])
+        return sorted(
+            (kind, key)
+            for kind, key in places
+            if f"{kind}/{key}" in rows.get(self._claims[kind, key], {})
+        )
 
     def _volume(self, facts: VolumeFacts, rows: dict[str, bytes]) -> None:
         """Take what one volume of the backend carries."""
