@@ -303,6 +303,9 @@ def test_host(server, pool, golden):
     ]
     assert as_json(server, "host", "fence", host, "--dry-run")["kind"] == "FencePlan"
     assert server.volcore("host", "fence", host).returncode == 3, "nobody was asked"
+    asked = server.volcore("host", "fence", host, "-o", "json")
+    assert (asked.returncode, asked.stdout) == (3, "")
+    assert f"free: {volume}: attached to {host}" in asked.stderr
     assert ok(server, "host", "list", "-o", "name") == ""
     made = as_json(server, "host", "fence", host, "--yes")
     assert (made["state"], made["volumes"]) == ("FENCED", [f"{pool}/volumes/{volume}"])

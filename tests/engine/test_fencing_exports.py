@@ -1,11 +1,13 @@
 """Fencing a host that reaches its volumes over NBD, through this server."""
 
 import contextlib
+import threading
 
 import pytest
 from nbd.client import EPERM, WRITE, HungUpError, RawClient
 
 from engine.test_volumes import blank
+from volcore.engine import fencing
 from volcore.engine.attachments import republish
 from volcore.engine.fencing import settle_fences
 from volcore.errors import PreconditionError, Reason
@@ -127,3 +129,24 @@ def test_server_dies_in_between(served, monkeypatch, step):
     assert pool.find(FencedHost, "a").state is FenceState.FENCED
     assert pool.find(Attachment, "v/a") is None
     assert served.pool.exporter.exports.names() == (["p/v"] if step == "committed" else [])
+
+
+def test_bugs_do_not_end_the_look(served, monkeypatch):
+    """Goal: what is cut off stays looked after. Method: a look that fails, then one that counts."""
+    served.engine.volumes.create("p", blank("v"))
+    served.engine.attachments.attach("p", "v", "a", RW)
+    fence(served, "a")
+    looks, again = [], threading.Event()
+
+    def look(at, host):
+        looks.append((at.name, host))
+        if len(looks) == 1:
+            raise RuntimeError("a bug")
+        again.set()
+
+    monkeypatch.setattr(fencing, "FENCE_LOOK_PERIOD_S", 0.01)
+    monkeypatch.setattr(fencing, "look_after", look)
+    served.engine.fences.start()
+    assert again.wait(30)
+    assert served.engine.fences.close(30)
+    assert set(looks) == {("p", "a")}

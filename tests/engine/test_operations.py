@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
 from volcore.engine import operations
 from volcore.engine.operations import Work
@@ -47,7 +48,9 @@ def test_goes_on(bench):
     ended = bench.engine.operations.wait("p", start(bench, loose).id, 30)
     assert (ended.phase, ended.error_reason) == (Phase.FAILED, Reason.CLUSTER_UNREACHABLE)
     bench.engine.operations.resume_with(ACTION, firm)
-    ended = bench.engine.operations.wait("p", start(bench, firm).id, 30)
+    with capture_logs() as logs:
+        ended = bench.engine.operations.wait("p", start(bench, firm).id, 30)
+    assert [line["event"] for line in logs] == ["operation waits for its storage"]
     assert (ended.phase, firm.tries, loose.tries) == (Phase.SUCCEEDED, 3, 1)
 
 

@@ -76,6 +76,9 @@ def fence(
             show_json({"apiVersion": API_VERSION, "kind": "FencePlan", **to_plain(plan)})
         if output is Format.TABLE:
             show_table(PLAN, _rows(plan))
+        elif not dry_run and not yes:  # whoever is asked sees it, and stdout stays one object
+            for row in _rows(plan):
+                say(": ".join(filter(None, row)))
         if dry_run:
             return
         confirm(f"Fence host {host}? Whatever it still runs on this fails.", yes=yes)

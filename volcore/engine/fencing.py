@@ -13,7 +13,6 @@ Invariants:
 
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 
 import structlog
 
@@ -61,11 +60,15 @@ class Fences:
     def _watch(self) -> None:
         while not self._stop.wait(FENCE_LOOK_PERIOD_S):
             for name in self._pools.names():
-                with suppress(VolcoreError):  # it is looked at again
+                try:
                     at = self._pools.open(name)
                     for host in [one.host for one in at.list(FencedHost)]:
                         with at.locks.hold([host_lock(host)]):
                             look_after(at, host)
+                except VolcoreError as err:  # it is looked at again
+                    _log.info("fenced hosts not looked after", pool=name, reason=err.reason)
+                except Exception:  # a bug: entries that nobody renews let hosts in again
+                    _log.exception("fenced hosts not looked after", pool=name)
 
     def plan(
         self, pool: str, host: str, addresses: Sequence[str] = ()

@@ -56,6 +56,8 @@ class Work:
     """The server is stopping: leave the work as it is, it goes on at the next start."""
     ended: threading.Event = field(default_factory=threading.Event)
     """No thread has it any more; it may go on at the next start."""
+    waits: bool = False
+    """Its storage could not be reached, which was logged."""
     _written: float = 0.0
     _watched: float = 0.0
 
@@ -328,6 +330,14 @@ class Operations:
             action(work.pool, work)
         except UnavailableError as err:
             if err.retryable and work.operation.action in self._resumable:
+                if not work.waits:
+                    _log.warning(
+                        "operation waits for its storage",
+                        operation=work.operation.id,
+                        reason=err.reason,
+                        message=err.message,
+                    )
+                work.waits = True
                 return self._later(work, partial(self._submit, work, action))
             error = err
         except VolcoreError as err:
