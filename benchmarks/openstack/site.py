@@ -15,7 +15,6 @@ from tests.openstack.rig import Rig
 from volcore.limits import MIB
 from volcore.testing.cluster import CephCluster, stop_daemons
 from volcore.testing.server import RunningServer
-from volcore.v1.pool_pb2 import PoolShortPath
 
 QUICK = "paxos propose interval = 0.02\npaxos min wait = 0.01\n"
 OURS, STOCK = "ours-rbd", "stock"
@@ -56,7 +55,7 @@ class Site:
         for name in (OURS, STOCK):
             self.cinder.make_type(name, name)
         self._wait_up()
-        self._wait_for_short_path()
+        self.server.wait_for_short_path()
         image = home / "image.raw"
         image.write_bytes(bytes(range(256)) * (IMAGE_BYTES // 256))
         self.image = self.glance.upload(image, "raw")
@@ -81,10 +80,3 @@ class Site:
                 return
             assert time.monotonic() < deadline, f"only {up} are up:\n{said[-6000:]}"
             time.sleep(0.5)
-
-    def _wait_for_short_path(self) -> None:
-        deadline = time.monotonic() + START_S
-        with self.server.client() as client:
-            while client.get_pool("pools/p").short_path.state != PoolShortPath.STATE_ON:
-                assert time.monotonic() < deadline, client.get_pool("pools/p")
-                time.sleep(0.1)

@@ -14,12 +14,9 @@ import pytest
 from volcore.limits import MIB
 from volcore.testing.server import RunningServer
 from volcore.v1 import operation_pb2
-from volcore.v1.pool_pb2 import PoolShortPath
 
-State = PoolShortPath.State
 
 IMAGE_BYTES = 64 * MIB
-PROOF_S = 30.0
 REAPED_S = 20.0
 """How long space may stay behind after the calls that free it."""
 
@@ -142,18 +139,8 @@ def site(request, tmp_path) -> Iterator[Site]:
         made = RbdSite(server, cluster.conf_path, pool)
     with server:
         if isinstance(made, RbdSite):
-            wait_for_short_path(server)
+            server.wait_for_short_path()
         yield made
-
-
-def wait_for_short_path(server: RunningServer) -> None:
-    """Clones take the short path from here on, and the scratch images of its proof are gone."""
-    end_s = time.monotonic() + PROOF_S
-    with server.client() as client:
-        while (found := next(iter(client.list_pools())).short_path).state == State.STATE_PROVING:
-            assert time.monotonic() < end_s, "the short path is not decided"
-            time.sleep(0.1)
-    assert found.state == State.STATE_ON, found.detail
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from e2e.conftest import RbdSite, wait_for_short_path
+from e2e.conftest import RbdSite
 from volcore.client import Client
 from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import MIB, SERVER_LEASE_S
@@ -31,7 +31,7 @@ def pair(ceph_cluster, ceph_module_pool, tmp_path_factory):
     more = 'user = "admin"\nwarm_clones = 24\n'
     made = Pair(ceph_cluster, ceph_module_pool, directory, more=more)
     with made.running():
-        wait_for_short_path(made.leader)
+        made.leader.wait_for_short_path()
         yield made
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.conftest import RbdSite, wait_for_short_path
+from e2e.conftest import RbdSite
 from e2e.test_kill import Killer
 from e2e.test_main_job import attached, qemu_img
 from volcore.cli.connection import as_qemu
@@ -34,7 +34,7 @@ def site(ceph_cluster, ceph_pool, tmp_path):
     """A server with up to 24 warm clones."""
     running = server(tmp_path, ceph_cluster.conf_path, ceph_pool, 24)
     with running:
-        wait_for_short_path(running)
+        running.wait_for_short_path()
         yield RbdSite(running, ceph_cluster.conf_path, ceph_pool)
 
 

@@ -31,9 +31,7 @@ from volcore.testing.rbd_soak_callers import IMAGE_BYTES, IMAGES, STEP_BYTES, Ca
 from volcore.testing.rbd_soak_tools import ToolUser
 from volcore.testing.server import RunningServer
 from volcore.testing.soak import repeated
-from volcore.v1.pool_pb2 import PoolShortPath
 
-PROOF_S: Final = 60.0
 SETTLED_S: Final = 90.0
 """How long work behind answers, and the OSDs' trimming, may take once nobody calls."""
 POLL_S: Final = 0.5
@@ -125,10 +123,7 @@ class Soak:
         """Wait for the short path; import an image that takes it, and one that must not."""
         import rbd
 
-        deadline = time.monotonic() + PROOF_S
-        while client.get_pool("pools/p").short_path.state != PoolShortPath.STATE_ON:
-            assert time.monotonic() < deadline, client.get_pool("pools/p").short_path
-            time.sleep(POLL_S)
+        self._server.wait_for_short_path()
         for number, image in enumerate(IMAGES):
             tags = dict.fromkeys(range(0, IMAGE_BYTES, 3 * STEP_BYTES), 7 + number)
             disk = Disk(IMAGE_BYTES, tags)

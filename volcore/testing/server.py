@@ -12,9 +12,11 @@ from typing import Final, Self
 
 from volcore.client import Client
 from volcore.errors import VolcoreError
+from volcore.v1.pool_pb2 import PoolShortPath
 
 START_S: Final = 60.0
 STOP_S: Final = 60.0
+PROOF_S: Final = 60.0
 
 
 class ServerError(RuntimeError):
@@ -99,6 +101,18 @@ listen = ["unix://{directory}/run/nbd.sock"]
                 self.kill()
                 raise ServerError(f"the server did not start:\n{self.log()[-4000:]}")
             time.sleep(0.05)
+
+    def wait_for_short_path(self) -> None:
+        """Wait until clones take the short path, and the scratch images of its proof are gone."""
+        deadline = time.monotonic() + PROOF_S
+        with self.client() as client:
+            while True:
+                found = client.get_pool("pools/p").short_path
+                if found.state != PoolShortPath.STATE_PROVING:
+                    break
+                assert time.monotonic() < deadline, "the short path is not decided"
+                time.sleep(0.1)
+        assert found.state == PoolShortPath.STATE_ON, found.detail
 
     def spawn(self) -> "subprocess.Popen[bytes]":
         """Start it and wait for nothing."""
