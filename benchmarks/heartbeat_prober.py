@@ -76,7 +76,7 @@ class Prober:
         known = None
         with pymysql.connect(
             host="127.0.0.1", port=self._maria_port, user="rig", password="rig",
-            database="cinder", autocommit=True,
+            database="cinder", autocommit=True, ssl_disabled=True,
         ) as database, database.cursor() as cursor:  # fmt: skip
             while not self._stop.wait(LOOK_EVERY_S):
                 cursor.execute(

@@ -15,7 +15,6 @@ from volcore.limits import MIB
 from volcore.testing.server import RunningServer
 from volcore.v1 import operation_pb2
 
-
 IMAGE_BYTES = 64 * MIB
 REAPED_S = 20.0
 """How long space may stay behind after the calls that free it."""

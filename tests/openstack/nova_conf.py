@@ -17,7 +17,7 @@ service_token_roles_required = True
 
 _KEYSTONE = """\
 [database]
-connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/keystone
+connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/keystone?ssl_disabled=true
 [token]
 provider = fernet
 [fernet_tokens]
@@ -34,7 +34,7 @@ osapi_volume_listen_port = {{cinder}}
 
 _PLACEMENT = f"""\
 [placement_database]
-connection = mysql+pymysql://rig:rig@127.0.0.1:{{maria}}/placement
+connection = mysql+pymysql://rig:rig@127.0.0.1:{{maria}}/placement?ssl_disabled=true
 {_TOKENS}"""
 
 # The inspection takes a kernel for an unsafe disk when a live migration fetches it.
@@ -46,9 +46,9 @@ transport_url = rabbit://guest:guest@127.0.0.1:{{rabbit}}/
 compute_driver = libvirt.LibvirtDriver
 heal_instance_info_cache_interval = -1
 [api_database]
-connection = mysql+pymysql://rig:rig@127.0.0.1:{{maria}}/nova_api
+connection = mysql+pymysql://rig:rig@127.0.0.1:{{maria}}/nova_api?ssl_disabled=true
 [database]
-connection = mysql+pymysql://rig:rig@127.0.0.1:{{maria}}/nova
+connection = mysql+pymysql://rig:rig@127.0.0.1:{{maria}}/nova?ssl_disabled=true
 [oslo_concurrency]
 lock_path = {{home}}/nova/lock
 [conductor]

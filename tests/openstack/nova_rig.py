@@ -141,7 +141,7 @@ class NovaRig(Processes):
     def _prepare_nova(self):
         names = ("nova_api", "nova_cell0", "nova")
         self.rig.sql("mysql", ";".join(f"create database {name}" for name in names))
-        cell0 = f"mysql+pymysql://rig:rig@127.0.0.1:{self.rig.maria}/nova_cell0"
+        cell0 = f"mysql+pymysql://rig:rig@127.0.0.1:{self.rig.maria}/nova_cell0?ssl_disabled=true"
         for words in (
             ["api_db", "sync"],
             ["cell_v2", "map_cell0", "--database_connection", cell0],
