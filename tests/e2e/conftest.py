@@ -1,6 +1,5 @@
 """A real server in its own process, over a local pool and over a pool of a real Ceph."""
 
-import json
 import os
 import random
 import sqlite3
@@ -10,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rbd_backend.pools import has_head, raw_pool
 
 from volcore.limits import MIB
+from volcore.testing.cluster import CephAccess
 from volcore.testing.server import RunningServer
 from volcore.v1 import operation_pb2
 
@@ -82,43 +83,39 @@ class LocalSite(Site):
 
 
 class RbdSite(Site):
-    def __init__(self, server: RunningServer, conf_path: Path, pool: str) -> None:
+    def __init__(self, server: RunningServer, access: CephAccess, pool: str) -> None:
         super().__init__(server)
-        self._conf_path = conf_path
+        self.access = access
         self.pool = pool
 
     def run(self, *words: str) -> str:
         return subprocess.run(
-            [words[0], "-c", str(self._conf_path), *words[1:]],
+            [words[0], "-c", str(self.access.conf_path), *words[1:]],
             check=True,
             capture_output=True,
             text=True,
         ).stdout
 
     def objects(self) -> set[str]:
-        return set(json.loads(self.run("rbd", "ls", "--format", "json", self.pool)))
+        import rbd
 
-    def has_head(self, name: str) -> bool:
-        """Whether an object exists, and not only waits for its deleted snapshots to be trimmed."""
-        try:
-            self.run("rados", "-p", self.pool, "stat", name)
-        except subprocess.CalledProcessError:
-            return False
-        return True
+        with raw_pool(self.access, self.pool) as ioctx:
+            return set(rbd.RBD().list(ioctx))
 
     def leftovers(self) -> list[str]:
         """Trash, and rados objects of rbd images that are not listed."""
-        trash = json.loads(self.run("rbd", "trash", "ls", "-a", "--format", "json", self.pool))
-        known = {
-            json.loads(self.run("rbd", "info", "--format", "json", f"{self.pool}/{name}"))["id"]
-            for name in self.objects()
-        }
+        import rbd
+
         prefixes = ("rbd_header.", "rbd_object_map.", "rbd_data.")
-        strays = {
-            line.split(".")[1]
-            for line in self.run("rados", "-p", self.pool, "ls").splitlines()
-            if line.startswith(prefixes) and self.has_head(line)
-        } - known
+        with raw_pool(self.access, self.pool) as ioctx:
+            trash = [entry["name"] for entry in rbd.RBD().trash_list(ioctx)]
+            names = [f"rbd_id.{name}" for name in rbd.RBD().list(ioctx)]
+            known = {ioctx.read(name)[4:].decode() for name in names}  # behind its length
+            strays = {
+                item.key.split(".")[1]
+                for item in ioctx.list_objects()
+                if item.key.startswith(prefixes) and has_head(ioctx, item.key)
+            } - known
         return [f"trash {entry}" for entry in trash] + [f"rados {stray}" for stray in strays]
 
 
@@ -135,7 +132,7 @@ def site(request, tmp_path) -> Iterator[Site]:
             f'backend = "rbd"\npool = "{pool}"\nceph_conf = "{cluster.conf_path}"\n'
             'user = "admin"\n',
         )
-        made = RbdSite(server, cluster.conf_path, pool)
+        made = RbdSite(server, cluster, pool)
     with server:
         if isinstance(made, RbdSite):
             server.wait_for_short_path()

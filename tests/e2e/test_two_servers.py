@@ -37,7 +37,7 @@ def pair(ceph_cluster, ceph_module_pool, tmp_path_factory):
 
 @pytest.fixture
 def site(pair, ceph_cluster, ceph_module_pool):
-    return RbdSite(pair.leader, ceph_cluster.conf_path, ceph_module_pool)
+    return RbdSite(pair.leader, ceph_cluster, ceph_module_pool)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def site(ceph_cluster, ceph_pool, tmp_path):
     running = server(tmp_path, ceph_cluster.conf_path, ceph_pool, 24)
     with running:
         running.wait_for_short_path()
-        yield RbdSite(running, ceph_cluster.conf_path, ceph_pool)
+        yield RbdSite(running, ceph_cluster, ceph_pool)
 
 
 def stock(client: Client) -> PoolWarmClones:
@@ -140,4 +140,4 @@ def test_killed_while_claiming_and_refilling(site, golden_qcow2, tmp_path):
             time.sleep(0.1)
         with contextlib.suppress(StopIteration):
             assert next(client.list_volumes("pools/p")) is None
-        RbdSite(off, site._conf_path, site.pool).wait_clean()
+        RbdSite(off, site.access, site.pool).wait_clean()
