@@ -6,6 +6,7 @@ an index; only the others cost a look at their pages.
 
 from array import array
 from collections import defaultdict
+from functools import partial
 from typing import Final
 
 from volcore.backends.local.layers import Brief, Layers, PointRow
@@ -18,6 +19,8 @@ Run = tuple[int, int, int]
 """(offset in bytes, length in bytes, DATA or ZERO)."""
 _UNRESOLVED: Final = array("H", [chunkmap.UNRESOLVED]) * CHUNK_BLOCKS
 _KINDS: Final = (ExtentKind.ABSENT, ExtentKind.DATA, ExtentKind.ZERO)
+_MAKE: Final = partial(tuple.__new__, Extent)
+"""As `Extent._make`, without a call of Python."""
 
 
 def diff_points(layers: Layers, source: PointRow | None, target: PointRow) -> list[Extent]:
@@ -41,18 +44,16 @@ def diff_points(layers: Layers, source: PointRow | None, target: PointRow) -> li
         for chunk, layer_id, brief, _ in tops.values()
         if brief is not None and layer_id in rank
     ]
-    whole = {row[1]: state for row, state in zip(proven, read_briefs(proven), strict=True)}
     runs: list[Run] = [
         (chunk * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES, state)
-        for chunk, state in whole.items()
+        for (_, chunk, _), state in zip(proven, read_briefs(proven), strict=True)
         if state != chunkmap.ABSENT
     ]
-    mixed = {
-        chunk: [row[3], *others[chunk]]
-        for chunk, row in tops.items()
-        if whole.get(chunk, chunkmap.ABSENT) == chunkmap.ABSENT
-    }
-    if mixed:
+    if len(runs) < len(tops):
+        decided = {offset // CHUNK_SIZE_BYTES for offset, _, _ in runs}
+        mixed = {
+            chunk: [row[3], *others[chunk]] for chunk, row in tops.items() if chunk not in decided
+        }
         runs += _mixed_runs(layers, mixed, rank, common)
         runs.sort()
     return _extents(runs, with_zeroes=source is not None, size_bytes=target.size_bytes)
@@ -134,7 +135,7 @@ def _resolved_runs(
 
 def _extents(runs: list[Run], *, with_zeroes: bool, size_bytes: int) -> list[Extent]:
     """Return ascending runs as extents, neighbours of one kind joined, nothing past the end."""
-    joined: list[tuple[int, int, int]] = []
+    joined: list[tuple[int, int, ExtentKind]] = []
     start = end = kind = 0
     for offset, length, state in runs:
         if state == chunkmap.ZERO and not with_zeroes:
@@ -143,9 +144,8 @@ def _extents(runs: list[Run], *, with_zeroes: bool, size_bytes: int) -> list[Ext
             end += length
             continue
         if end:
-            joined.append((start, end, kind))
+            joined.append((start, end - start, _KINDS[kind]))
         start, end, kind = offset, offset + length, state
     if end and start < size_bytes:
-        joined.append((start, min(end, size_bytes), kind))
-    make = Extent._make
-    return [make((first, stop - first, _KINDS[which])) for first, stop, which in joined]
+        joined.append((start, min(end, size_bytes) - start, _KINDS[kind]))
+    return list(map(_MAKE, joined))

@@ -26,6 +26,7 @@ _NO_CRCS: Final = bytes(CRCS_BYTES)
 _PROVEN: Final = struct.Struct("<QQB")
 """What the checksum of a brief covers: layer, chunk, state."""
 _LOW: Final = (1 << 32) - 1
+_STATES: Final = frozenset(range(chunkmap.ZERO + 1))
 
 Row = tuple[int, int, bytes, bytes, int, int | None]
 """(layer_id, chunk_index, states, crcs, checksum, brief)."""
@@ -87,12 +88,15 @@ def read_briefs(rows: Sequence[tuple[int, int, int]]) -> list[int]:
         IntegrityError: BAD_CHECKSUM, a brief is damaged.
     """
     proofs = array("I", bytes(4 * len(rows)))
-    packed = b"".join([_PROVEN.pack(layer, at, brief >> 32 & 255) for layer, at, brief in rows])
+    pack = _PROVEN.pack
+    packed = b"".join([pack(layer, at, brief >> 32 & 255) for layer, at, brief in rows])
     crc32c.crc32c_blocks(packed, _PROVEN.size, proofs)
-    for (layer_id, chunk_index, brief), proof in zip(rows, proofs, strict=True):
-        if brief & _LOW != proof or not chunkmap.ABSENT <= brief >> 32 <= chunkmap.ZERO:
-            raise damaged(layer_id, chunk_index)
-    return [brief >> 32 for _, _, brief in rows]
+    states = [brief >> 32 for _, _, brief in rows]
+    if array("I", [brief & _LOW for _, _, brief in rows]) != proofs or set(states) - _STATES:
+        for (layer_id, chunk_index, brief), proof in zip(rows, proofs, strict=True):
+            if brief & _LOW != proof or brief >> 32 not in _STATES:
+                raise damaged(layer_id, chunk_index)
+    return states
 
 
 def damaged(layer_id: int, chunk_index: int) -> IntegrityError:
