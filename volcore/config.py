@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,11 +29,21 @@ class ServerConfig:
     """[server]."""
 
     listen: tuple[Listen, ...]
+    advertise_host: str = ""
     tls: TlsFiles | None = None
     call_threads: int = limits.CALL_THREADS_DEFAULT
     shutdown_grace_s: float = limits.SHUTDOWN_GRACE_S_DEFAULT
     image_directories: tuple[Path, ...] = ()
     spool_directory: Path | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Where other servers reach this one, unix sockets last; empty if nowhere."""
+        tcp = [one for one in self.listen if one.path is None and one.port]
+        for one in tcp:
+            if self.advertise_host or not one.wildcard:
+                return str(replace(one, host=self.advertise_host or one.host))
+        return next((str(one) for one in self.listen if one.path is not None), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,6 +177,14 @@ SERVER: Final[Mapping[str, Key]] = {
         "socket has mode 0600, and beside it is a second one, `PATH.files`, for files that are "
         "handed over instead of uploaded. An address other than loopback needs TLS.",
     ),
+    "advertise_host": Key(
+        "string",
+        host,
+        "the address in `listen`",
+        "Name or address of this host under which other servers of the same pools reach the first "
+        "TCP address of `listen`; with TLS, a name in the server's certificate. Needed where that "
+        "is `0.0.0.0` or `[::]`. See [availability](availability.md#any-server-answers).",
+    ),
     "tls_certificate": Key(
         "path", path(readable=True), "none", "PEM file with the server's certificate chain."
     ),

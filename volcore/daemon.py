@@ -100,7 +100,7 @@ async def _run(config: Config) -> int:
         ),
     )
     engine = Engine(settings)
-    api = ApiServer(engine, call_threads=config.server.call_threads)
+    api = ApiServer(engine, call_threads=config.server.call_threads, peers=config.server.tls)
     complete = asyncio.Event()
     storage = Storage(engine, config, on_lost=lost, on_complete=_setter(complete))
     clean = True
@@ -351,6 +351,7 @@ class Storage:
             secret_uuid=pool.secret_uuid,
             direct=pool.direct_clone,
             on_lost=partial(self._on_lost, pool.name),
+            endpoint=self._config.server.endpoint,
         )
         backend.open()
         try:

@@ -43,6 +43,7 @@ from volcore.testing import held_server
 from volcore.testing.server import RunningServer
 from volcore.v1 import image_pb2, pool_pb2, pool_service_pb2
 from volcore.wire import status
+from volcore.wire.channels import DIRECT_KEY
 
 FAST = RetryPolicy(delay_s=0.01, delay_s_max=0.02)
 
@@ -219,6 +220,17 @@ def test_every_endpoint_is_tried_before_a_pause():
     assert tries.pause_after(ConflictError("no", reason=Reason.NAME_TAKEN)) is None
     over = Tries(RetryPolicy(failover_s=0), None, endpoint_count=2)
     assert over.pause_after(unavailable()) is None
+
+
+def test_a_caller_asks_all_before_it_is_forwarded():
+    """Goal: no second hop where it is not needed. Method: what the tries of a call tell servers."""
+    tries = Tries(RetryPolicy(failover_s=60), None, endpoint_count=2)
+    told = []
+    for _ in range(4):
+        told.append(tries.metadata)
+        tries.pause_after(unavailable())
+    assert told == [((DIRECT_KEY, "1"),)] * 2 + [()] * 2
+    assert Tries(RetryPolicy(), None).metadata == ()
 
 
 def test_failover_outlasts_the_tries(serve):

@@ -5,23 +5,38 @@ call that was cut off returns the right result through it.
 """
 
 import random
+import socket
 import threading
 import time
+from contextlib import ExitStack
+from functools import partial
 
+import grpc
 import pytest
 
 from e2e.conftest import RbdSite
-from volcore.client import Client
-from volcore.errors import NotFoundError, VolcoreError
+from volcore.client import Client, ClientTls, RetryPolicy
+from volcore.errors import NotFoundError, UnavailableError, VolcoreError
 from volcore.limits import MIB, SERVER_LEASE_S
+from volcore.testing.certificates import Authority
 from volcore.testing.failover import POOL, Pair, Run, judge
-from volcore.v1 import operation_pb2, pool_pb2, volume_pb2
+from volcore.testing.server import RunningServer
+from volcore.v1 import (
+    operation_pb2,
+    pool_pb2,
+    pool_service_pb2,
+    pool_service_pb2_grpc,
+    volume_pb2,
+)
+from volcore.wire.channels import DIRECT_KEY
+from volcore.wire.status import from_rpc_error
 
 pytestmark = pytest.mark.ceph
 TAKEN_S = 20.0
 """How long a take-over may last on a busy machine; a quiet one needs half a second."""
 IMAGE = f"{POOL}/images/gold"
 NAMES = [f"d{number:02}" for number in range(12)]
+ONCE = RetryPolicy(tries_max=1)
 
 
 @pytest.fixture(scope="module")
@@ -268,13 +283,97 @@ def test_no_call_fails(pair):
     assert judge(pair, run.callers) == []
 
 
+def test_any_server_answers(pair, image_path, tmp_path):
+    """Goal: a caller may know only the one on standby. Method: each form of a call, by it alone."""
+    name, copy = f"{POOL}/images/forwarded", tmp_path / "copy.raw"
+    with Client(pair.other.endpoint) as client:
+        assert client.get_pool(POOL).name == POOL
+        assert [one.name for one in client.list_pools()] == [POOL]
+        made = client.import_image(name, image_path)  # handed over on this machine, else uploaded
+        with image_path.open("rb") as file:
+            frames = iter(lambda: file.read(MIB), b"")
+            assert client.import_image(name, frames, expected_digest=made.digest) == made
+        client.export_image(name, copy)
+        assert copy.read_bytes() == image_path.read_bytes()
+        deployed = client.deploy_volumes(name, ["forwarded-1", "forwarded-2"])
+        with pair.client() as direct:
+            assert deployed == [direct.get_volume(one.name) for one in deployed]
+        with pytest.raises(NotFoundError) as caught:
+            client.get_volume(f"{POOL}/volumes/never")
+        assert caught.value.reason == "VOLUME_NOT_FOUND"
+        with (
+            Client(pair.other.endpoint, retry=ONCE) as impatient,
+            pytest.raises(UnavailableError, match=rf"process {pair.leader.pid}\b"),
+        ):
+            impatient.import_image(f"{POOL}/images/there", server_path=str(image_path))
+        for one in deployed:
+            client.delete_volume(one.name)
+        client.delete_image(name)
+        pair.leader.freeze()  # who stood by takes it over, and waits no longer for an answer
+        started_s = time.monotonic()
+        assert client.get_pool(POOL).name == POOL
+        assert time.monotonic() - started_s < SERVER_LEASE_S + TAKEN_S / 2
+    pair.kill()
+    pair.restart()
+
+
+def test_forwarded_over_tls(ceph_cluster, ceph_pool, tmp_path):
+    """Goal: servers prove who they are. Method: TCP alone, with and without a right to be both."""
+    authority = Authority.make(tmp_path / "authority")
+    shown = authority.client("caller")
+    tls = ClientTls(
+        ca=authority.certificate,
+        certificate=shown / "client-cert.pem",
+        key=shown / "client-key.pem",
+    )
+    pool = f'backend = "rbd"\npool = "{ceph_pool}"\nceph_conf = "{ceph_cluster.conf_path}"\n'
+    servers = []
+    for number, peers in enumerate((True, True, False)):
+        files = authority.server(f"server{number}", peers=peers)
+        lines = f'tls_certificate = "{files.certificate}"\ntls_key = "{files.key}"\n'
+        lines += f'tls_client_ca = "{files.client_ca}"\nadvertise_host = "localhost"\n'
+        address = f"127.0.0.1:{free_port()}"
+        server = RunningServer(
+            tmp_path / str(number), pool + 'user = "admin"\n', listen=[address], server_lines=lines
+        )
+        servers.append((server, address))
+    with ExitStack() as undo:
+        for number, (server, _) in enumerate(servers):
+            undo.callback(server.kill)
+            server.start(standby=number > 0)
+        with Client(servers[1][1], tls=tls) as client:
+            assert client.get_pool(POOL).name == POOL
+        with (
+            Client(servers[2][1], tls=tls, retry=ONCE) as client,
+            pytest.raises(UnavailableError, match=rf"process {servers[0][0].pid}\b") as caught,
+        ):
+            client.get_pool(POOL)
+        port = servers[0][1].rpartition(":")[2]
+        assert caught.value.context["endpoint"] == f"localhost:{port}"
+        assert "not forwarded" in servers[2][0].log()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def test_standby_says_who_has_the_pool(pair):
-    """Goal: a clear answer where the call cannot be served. Method: ask the other one alone."""
-    with Client(pair.other.endpoint, timeout_s=2) as client:
-        for call in (lambda: client.get_pool(POOL), lambda: list(client.list_pools())):
-            with pytest.raises(VolcoreError, match=rf"process {pair.leader.pid}\b") as caught:
-                call()
-            assert caught.value.reason == "POOL_ELSEWHERE"
+    """Goal: a caller that can go there is sent there. Method: one that says that it knows more."""
+    with Client(f"{pair.other.endpoint},{pair.other.endpoint}0") as client:
+        assert client.get_pool(POOL).name == POOL  # the second time, and nobody else was there
+    with grpc.insecure_channel(pair.other.endpoint) as channel:
+        stub = pool_service_pb2_grpc.PoolServiceStub(channel)
+        for call in (
+            partial(stub.GetPool, pool_service_pb2.GetPoolRequest(name=POOL)),
+            partial(stub.ListPools, pool_service_pb2.ListPoolsRequest()),
+        ):
+            with pytest.raises(grpc.RpcError, match=rf"process {pair.leader.pid}\b") as caught:
+                call(metadata=((DIRECT_KEY, "1"),))
+            error = from_rpc_error(caught.value)
+            assert error.reason == "POOL_ELSEWHERE"
+            assert error.context["endpoint"] == pair.leader.endpoint
     with pair.client() as client:
         assert isinstance(client.get_pool(POOL), pool_pb2.Pool)
     pair.leader.stop()

@@ -18,6 +18,8 @@ class Lock:
         self.holders = list(holders)
         self.shown = threading.Event()
 
+    endpoint = ""
+
     def holder(self):
         if len(self.holders) > 1:
             return self.holders.pop(0)

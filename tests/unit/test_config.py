@@ -1,5 +1,6 @@
 """The configuration: every mistake in one go, with its line."""
 
+import json
 import textwrap
 
 import pytest
@@ -237,3 +238,21 @@ def test_lines_of_odd_texts():
     assert lines[("t", "u v", "w")] == 9
     assert lines[("t", "u v", "k", "l")] == 12
     assert ("x",) not in lines
+
+
+@pytest.mark.parametrize(
+    ("listen", "host", "expected"),
+    [
+        (["unix:///run/s"], "", "unix:///run/s"),
+        (["unix:///run/s", "127.0.0.1:7"], "", "127.0.0.1:7"),
+        (["127.0.0.1:0", "unix:///run/s"], "", "unix:///run/s"),
+        (["127.0.0.1:0", "[::1]:8"], "", "[::1]:8"),
+        (["127.0.0.1:7"], "store-1", "store-1:7"),
+    ],
+)
+def test_where_other_servers_reach_this_one(listen, host, expected, tmp_path):
+    """Goal: an address that leads here. Method: compare with the list of what is listened on."""
+    path = tmp_path / "volcore.toml"
+    more = f'advertise_host = "{host}"\n' if host else ""
+    path.write_text(f"[server]\nlisten = {json.dumps(listen)}\n{more}")
+    assert load_config(path).server.endpoint == expected

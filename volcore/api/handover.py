@@ -15,7 +15,7 @@ import secrets
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -74,7 +74,9 @@ class HandedFile:
 class HandedFiles:
     """The sockets where files are handed over, and the files that wait for their import."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], object] = lambda: None) -> None:
+        """Listen nowhere yet; `check` raises VolcoreError when no file is to be taken now."""
+        self._check = check
         self._lock = threading.Lock()
         self._listeners: list[socket.socket] = []
         self._connections: set[socket.socket] = set()
@@ -173,6 +175,7 @@ class HandedFiles:
             with connection:
                 connection.settimeout(_GREETING_S)
                 try:
+                    self._check()
                     with _received(connection) as handed, self._holding(handed) as handle:
                         connection.send(handover.encode(handover.Answer(handle=handle)))
                         self._wait(connection, handle)

@@ -39,6 +39,7 @@ class ImageServicer(ImageServiceServicer):
         requests = aiter(request_iterator)
         header = _header(await anext(requests, None))
         pool = names.parse_pool(header.parent, field="parent").pool
+        await self._services.here(pool, names_file=bool(header.server_path or header.handed_file))
         handed = self._services.files.take(header.handed_file) if header.handed_file else None
         upload = None if header.server_path or handed is not None else Upload()
         progress = ProgressFeed()

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from volcore import limits
 from volcore.api.calls import CALLER, Caller, shutting_down
+from volcore.api.forwarding import Forwarder, Replay
 from volcore.errors import (
     InvalidArgumentError,
     InvariantViolationError,
@@ -38,7 +39,8 @@ class _Malformed:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler once; `open` and `close` are the gate for calls of volcore's services."""
 
-    def __init__(self) -> None:
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
         self._wrapped: dict[str, Any] = {}
         self._refusal: Callable[[], VolcoreError] | None = _starting
         self._idle: set[asyncio.Task[Any]] = set()
@@ -76,10 +78,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.stream_stream
         )
 
+        answer = _answer(inner, handler.response_streaming)
+
+        async def here_or_there(request: Any, context: Any) -> Any:
+            if handler.request_streaming:
+                request = Replay(request)
+            try:
+                return await answer(request, context)
+            except UnavailableError as err:
+                return await self._forwarder.forward(err, method, handler, request, context)
+
         async def once(request: Any, context: Any) -> Any:
-            return await self._run(
-                method, _answer(inner, handler.response_streaming), request, context
-            )
+            return await self._run(method, here_or_there, request, context)
 
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -90,7 +100,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return make(
             once,
             request_deserializer=_lenient(_READERS.get(method, handler.request_deserializer)),
-            response_serializer=handler.response_serializer,
+            response_serializer=_passing(handler.response_serializer),
         )
 
     def _admit(self, request: Any) -> None:
@@ -184,6 +194,11 @@ def _caller(context: Any) -> Caller:
     left_s = context.time_remaining()
     deadline_s = None if left_s is None else time.monotonic() + left_s
     return Caller(found or secrets.token_hex(8), deadline_s)
+
+
+def _passing(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return a serializer that lets through what another server has serialized."""
+    return lambda response: response if type(response) is bytes else serialize(response)
 
 
 def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

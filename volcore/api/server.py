@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from volcore import limits
 from volcore.api.attachments import AttachmentServicer
 from volcore.api.calls import CallPool
+from volcore.api.forwarding import Forwarder
 from volcore.api.group_snapshots import GroupSnapshotServicer
 from volcore.api.handover import HandedFiles
 from volcore.api.health import HealthReporter
@@ -82,17 +83,20 @@ class ApiServer:
         *,
         call_threads: int = limits.CALL_THREADS_DEFAULT,
         calls_queued_max: int = limits.CALLS_QUEUED_MAX,
+        peers: TlsFiles | None = None,
     ) -> None:
+        """Listen nowhere yet; `peers` is what other servers are shown and checked with."""
         self._calls = CallPool("call", threads=call_threads, queued_max=calls_queued_max)
         self._snapshots = CallPool(
             "snapshot", threads=limits.SNAPSHOT_THREADS, queued_max=calls_queued_max
         )
         self._streams = CallPool("stream", threads=STREAM_THREADS, queued_max=STREAMS_QUEUED_MAX)
-        self._interceptor = CallInterceptor()
+        self._forwarder = Forwarder(peers, engine.pools.endpoint)
+        self._interceptor = CallInterceptor(self._forwarder)
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
         self._health = HealthReporter(SERVICES, engine.lookout.seen)
         self._sockets: dict[Path, int] = {}
-        self._files = HandedFiles()
+        self._files = HandedFiles(engine.pools.all_names)  # an upload can be forwarded
         services = Services(engine, self._calls, self._snapshots, self._streams, self._files)
         self._operations = OperationServicer(services)
         add: Any = _Unregistered(self._server)
@@ -193,6 +197,7 @@ class ApiServer:
         self._interceptor.close()
         self._files.stop()
         await self._server.stop(grace_s)
+        await self._forwarder.close()
         self._files.close()
         for path, inode in self._sockets.items():
             if path.is_socket() and path.stat().st_ino == inode:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from volcore.api.calls import CallPool
 from volcore.api.handover import HandedFiles
 from volcore.engine.engine import Engine
+from volcore.errors import UnavailableError
 from volcore.wire import names
 
 
@@ -21,6 +22,20 @@ class Services:
     snapshots: CallPool
     streams: CallPool
     files: HandedFiles
+
+    async def here(self, pool: str, *, names_file: bool) -> None:
+        """Return if this server has the pool, before a stream to it is read.
+
+        Raises:
+            NotFoundError: POOL_NOT_FOUND.
+            UnavailableError: POOL_ELSEWHERE, without an endpoint if a file of this host is named.
+        """
+        try:
+            await self.calls.run(self.engine.pools.open, pool)
+        except UnavailableError as err:
+            if names_file:
+                err.context.pop("endpoint", None)
+            raise
 
     def pools(self, parent: str) -> list[str]:
         """Return the pools that a list call's parent means.

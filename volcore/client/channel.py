@@ -9,7 +9,6 @@ from typing import Any, Final, Generic, TypeVar
 import grpc
 import grpc.aio
 
-from volcore import limits
 from volcore.errors import InvalidArgumentError, Reason
 from volcore.v1 import (
     attachment_service_pb2_grpc,
@@ -23,23 +22,10 @@ from volcore.v1 import (
     volume_service_pb2_grpc,
 )
 from volcore.wire import frames
+from volcore.wire.channels import OPTIONS
 
 ChannelT = TypeVar("ChannelT")
 DEFAULT_ENDPOINT: Final = "unix:///run/volcore/volcore.sock"
-_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
-    ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
-    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
-    ("grpc.max_metadata_size", 64 * limits.KIB),
-    ("grpc.enable_retries", 0),  # ours know the error classes
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.min_reconnect_backoff_ms", 2000),  # how long a host that does not answer is waited for
-    ("grpc.keepalive_time_ms", 12_000),  # servers allow one in 10 s
-    ("grpc.keepalive_timeout_ms", 6_000),
-    # Also of the ping that measures the line: no other is sent beside it, and a frozen
-    # server was waited for a minute. Longer than a lease: by then somebody else has its pools.
-    ("grpc.http2.ping_timeout_ms", 6_000),
-)
 
 
 def _image_stub(channel: Any) -> Any:
@@ -167,15 +153,15 @@ class Connections(Generic[ChannelT]):
 def sync_channel(target: str, tls: ClientTls | None) -> grpc.Channel:
     """Return a channel for threads; connects when first used."""
     if tls is None or target.startswith("unix:"):
-        return grpc.insecure_channel(target, options=_OPTIONS)
-    return grpc.secure_channel(target, tls.credentials(), options=_OPTIONS)
+        return grpc.insecure_channel(target, options=OPTIONS)
+    return grpc.secure_channel(target, tls.credentials(), options=OPTIONS)
 
 
 def async_channel(target: str, tls: ClientTls | None) -> grpc.aio.Channel:
     """Return a channel for the running event loop; connects when first used."""
     if tls is None or target.startswith("unix:"):
-        return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    return grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)
+        return grpc.aio.insecure_channel(target, options=OPTIONS)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=OPTIONS)
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -15,6 +15,7 @@ from volcore.errors import (
     UnavailableError,
     VolcoreError,
 )
+from volcore.wire.channels import DIRECT_KEY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,12 @@ class Tries:
         if self._deadline_s is None:
             return None
         return max(self._deadline_s - time.monotonic(), 0.001)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the server is told of the caller: that it asks others first, as long as it does."""
+        asks = self._endpoint_count > 1 and self._unavailable_count < self._endpoint_count
+        return ((DIRECT_KEY, "1"),) if asks else ()
 
     def pause_after(self, error: VolcoreError) -> float | None:
         """Return the seconds to wait before the next try, or None to give up."""

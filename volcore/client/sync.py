@@ -378,7 +378,7 @@ class Client:
                 return once(
                     method,
                     timeout=tries.timeout_s,
-                    metadata=((status.REQUEST_ID_KEY, request_id),),
+                    metadata=((status.REQUEST_ID_KEY, request_id), *tries.metadata),
                 )
             except grpc.RpcError as err:
                 error = status.from_rpc_error(err, request_id=request_id)

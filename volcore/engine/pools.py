@@ -6,6 +6,7 @@ While it is being taken over, calls wait for it.
 
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from volcore.backends.adopting import SupportsAdopt
 from volcore.backends.contract import (
@@ -23,14 +24,16 @@ from volcore.errors import NotFoundError, Reason, UnavailableError
 from volcore.limits import TAKE_OVER_WAIT_S
 from volcore.model.records import Health
 
+_NOBODY: Final = ("", "")
+
 
 class Pools:
     """Pools by name."""
 
     def __init__(self) -> None:
         self._pools: dict[str, Pool] = {}
-        self._elsewhere: dict[str, str] = {}
-        """Who has the pools that this server stands by for; empty: they are being taken over."""
+        self._elsewhere: dict[str, tuple[str, str]] = {}
+        """Who has the pools that this server stands by for, and where; empty: being taken over."""
         self._changed = threading.Condition()
 
     def add(self, pool: Pool) -> None:
@@ -41,10 +44,13 @@ class Pools:
             self._elsewhere.pop(pool.name, None)
             self._changed.notify_all()
 
-    def stand_by(self, names: Sequence[str], holder: str) -> None:
-        """Tell callers of these pools who serves them; with an empty holder let them wait."""
+    def stand_by(self, names: Sequence[str], holder: str, endpoint: str = "") -> None:
+        """Tell callers of these pools who serves them, and where if that is known.
+
+        With an empty holder they wait.
+        """
         with self._changed:
-            self._elsewhere |= dict.fromkeys(names, holder)
+            self._elsewhere |= dict.fromkeys(names, (holder, endpoint))
             self._changed.notify_all()
 
     def names(self) -> list[str]:
@@ -58,9 +64,13 @@ class Pools:
             UnavailableError: POOL_ELSEWHERE, not all of them are open here.
         """
         with self._changed:
-            for name, holder in self._elsewhere.items():
-                raise _elsewhere(name, holder)
+            for name, place in self._elsewhere.items():
+                raise _elsewhere(name, *place)
         return self.names()
+
+    def endpoint(self, name: str) -> str:
+        """Return where the server is that has a pool; empty if that is this one, or not known."""
+        return self._elsewhere.get(name, _NOBODY)[1]
 
     def open(self, name: str) -> Pool:
         """Return a pool; blocks for up to TAKE_OVER_WAIT_S while it is being taken over.
@@ -75,11 +85,11 @@ class Pools:
     def _awaited(self, name: str) -> Pool:
         """Return a pool that was not open a moment ago; errors as `open`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._elsewhere.get(name) != "", TAKE_OVER_WAIT_S)
+            self._changed.wait_for(lambda: self._elsewhere.get(name) != _NOBODY, TAKE_OVER_WAIT_S)
             if name in self._pools:
                 return self._pools[name]
             if name in self._elsewhere:
-                raise _elsewhere(name, self._elsewhere[name])
+                raise _elsewhere(name, *self._elsewhere[name])
         known = ", ".join(self.names()) or "none"
         raise NotFoundError(
             f"there is no pool {name[:100]!r}; this server has: {known}",
@@ -123,12 +133,15 @@ class Pools:
         return [self.get(name) for name in self.names()]
 
 
-def _elsewhere(name: str, holder: str) -> UnavailableError:
+def _elsewhere(name: str, holder: str, endpoint: str) -> UnavailableError:
     """Return the error for a pool that this server stands by for."""
     words = f"is served by another server ({holder})" if holder else "is being taken over"
-    return UnavailableError(
+    refusal = UnavailableError(
         f"pool {name!r} {words}; repeat the call there: name all servers in the endpoint",
         reason=Reason.POOL_ELSEWHERE,
         retryable=True,
         pool=name,
     )
+    if endpoint:
+        refusal.context["endpoint"] = endpoint
+    return refusal

@@ -26,6 +26,9 @@ _log = structlog.get_logger("volcore.engine")
 class Watch(Protocol):
     """Sees who has a pool."""
 
+    endpoint: str
+    """Where the last `holder` is reached; empty: not known, or not from here."""
+
     def holder(self) -> str:
         """Return the server that has it, empty if nobody that lives does.
 
@@ -123,5 +126,5 @@ class Standby:
             if holder != seen:
                 _log.info("standing by", pool=name, server=holder)
                 seen = holder
-                self._pools.stand_by(self._waiting, holder)
+                self._pools.stand_by(self._waiting, holder, watch.endpoint)
         return False

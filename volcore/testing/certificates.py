@@ -30,10 +30,17 @@ class Authority:
         return self.directory / "ca-cert.pem"
 
     def server(
-        self, name: str = "server", *, names: str = "DNS:localhost,IP:127.0.0.1"
+        self,
+        name: str = "server",
+        *,
+        names: str = "DNS:localhost,IP:127.0.0.1",
+        peers: bool = False,
     ) -> TlsFiles:
-        """Return the files of a server that serves clients of this authority only."""
-        made = self._issue(name, "server", names=names, days=2)
+        """Return the files of a server that serves clients of this authority only.
+
+        With `peers` it may be a client of other servers, too.
+        """
+        made = self._issue(name, "server", names=names, days=2, more=",clientAuth" * peers)
         return TlsFiles(
             certificate=made / "server-cert.pem",
             key=made / "server-key.pem",
@@ -50,11 +57,11 @@ class Authority:
         """
         return self._issue(name, "client", names=names, days=days)
 
-    def _issue(self, name: str, role: str, *, names: str, days: int) -> Path:
+    def _issue(self, name: str, role: str, *, names: str, days: int, more: str = "") -> Path:
         made = self.directory / f"{role}-{name}"
         made.mkdir(exist_ok=True)
         (made / "ca-cert.pem").write_bytes(self.certificate.read_bytes())
-        extensions = f"extendedKeyUsage={role}Auth\n"
+        extensions = f"extendedKeyUsage={role}Auth{more}\n"
         if names:
             extensions += f"subjectAltName={names}\n"
         (made / "extensions").write_text(extensions)

@@ -94,6 +94,7 @@ class RbdBackend(VolumeBackend):
         lock: bool = True,
         direct: bool = False,
         on_lost: Callable[[], None] = lambda: None,
+        endpoint: str = "",
     ) -> None:
         """Connect nothing yet.
 
@@ -104,13 +105,13 @@ class RbdBackend(VolumeBackend):
             lock: let one server at a time serve the pool.
             direct: make clones by the short path once it has proven itself; needs the lock.
             on_lost: called once, by a thread, when another server has taken the pool for good.
+            endpoint: where other servers reach this one; empty: nowhere.
         """
-        self._cluster = cluster
         self._pool = pool
         self._secret_uuid = secret_uuid
-        self._lock = lock
-        self._direct = direct
-        self._on_lost = on_lost
+        self._session_of = partial(
+            Session, cluster, pool, lock=lock, direct=direct, on_lost=on_lost, endpoint=endpoint
+        )
         self._open: Session | None = None
 
     @property
@@ -121,13 +122,7 @@ class RbdBackend(VolumeBackend):
     def open(self) -> None:
         """See `VolumeBackend.open`; takes the pool's lock."""
         assert self._open is None, "open once"
-        self._open = Session(
-            self._cluster,
-            self._pool,
-            lock=self._lock,
-            direct=self._direct,
-            on_lost=self._on_lost,
-        )
+        self._open = self._session_of()
 
     def close(self) -> None:
         """See `VolumeBackend.close`; gives the pool's lock back."""

@@ -61,15 +61,20 @@ class PoolLease:
         pool: str,
         *,
         on_lost: Callable[[], None] = lambda: None,
+        endpoint: str = "",
     ) -> None:
-        """Take nothing yet; `on_lost` is called once, by a thread, when another server has it."""
+        """Take nothing yet; `on_lost` is called once, by a thread, when another server has it.
+
+        `endpoint` is where other servers reach this one, empty for nowhere.
+        """
         self._on_lost = on_lost
         self._cluster = cluster
         self._ioctx = ioctx
         self._directory = directory
         self._pool = pool
         self._cookie = uuid.uuid4().hex
-        self._text = json.dumps({**_identity(), "address": cluster.addresses}, sort_keys=True)
+        said = _identity() | {"address": cluster.addresses, "endpoint": endpoint}
+        self._text = json.dumps(said, sort_keys=True)
         self._deadline_s = 0.0
         self._ran_out = False
         """Whether the present lock was taken anew, and nobody has looked who served meanwhile."""
@@ -258,6 +263,16 @@ def _lockers(ioctx: Any, pool: str) -> list[tuple[tuple[int, int], str, str]]:
 def name_of(holder: dict[str, Any]) -> str:
     """Return how people find a server."""
     return f"{holder.get('host', 'unknown host')}, process {holder.get('pid', 'unknown')}"
+
+
+def endpoint_of(holder: dict[str, Any]) -> str:
+    """Return where a server is reached from here, empty if it does not say or only its host can."""
+    endpoint = holder.get("endpoint")
+    if not isinstance(endpoint, str):
+        return ""
+    host = endpoint.rpartition(":")[0].strip("[]")
+    local = host.startswith(("unix", "127.")) or host in ("::1", "localhost")
+    return "" if local and holder.get("boot") != _boot_id() else endpoint
 
 
 def _identity() -> dict[str, Any]:

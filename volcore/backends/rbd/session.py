@@ -56,11 +56,12 @@ class Session:
         lock: bool,
         direct: bool,
         on_lost: Callable[[], None],
+        endpoint: str,
     ) -> None:
         """Connect, and take the pool's lock if `lock`; see `VolumeBackend.open` for errors.
 
         With `direct` and the lock, clones take the short path once that is proven. `on_lost` is
-        called once when another server has taken the pool.
+        called once when another server has taken the pool; those that wait are told `endpoint`.
         """
         self.cluster = cluster
         self.pool = pool
@@ -81,11 +82,7 @@ class Session:
             self.directory = Directory(OmapObject(self.ioctx, OBJECT_NAME))
             self.links = Links(self.ioctx, self.headers, self.directory, cluster.open_ioctx_of)
             self.descriptions = Descriptions(
-                self.ioctx,
-                self.headers,
-                self.directory,
-                find=self.find,
-                open_image=self.rbd_image,
+                self.ioctx, self.headers, self.directory, find=self.find, open_image=self.rbd_image
             )
             self.handles = Handles(self.ioctx)
             self.watchers = Watchers(cluster, self.ioctx)
@@ -119,7 +116,9 @@ class Session:
                 ),
             )
             if lock:
-                self.lease = PoolLease(cluster, self.ioctx, self.directory, pool, on_lost=on_lost)
+                self.lease = PoolLease(
+                    cluster, self.ioctx, self.directory, pool, on_lost=on_lost, endpoint=endpoint
+                )
                 self.lease.acquire()
                 undo.callback(self.lease.release)
                 self.links.end_all()

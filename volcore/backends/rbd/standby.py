@@ -3,7 +3,7 @@
 from typing import Any
 
 from volcore.backends.rbd.connection import Cluster
-from volcore.backends.rbd.lease import living_holder, name_of
+from volcore.backends.rbd.lease import endpoint_of, living_holder, name_of
 
 
 class PoolWatch:
@@ -17,6 +17,8 @@ class PoolWatch:
         self._cluster = cluster
         self._pool = pool
         self._ioctx: Any = None
+        self.endpoint = ""
+        """Where the last `holder` is reached from here; empty: nowhere."""
 
     def holder(self) -> str:
         """Return the name of the server that has the pool; empty if nobody that lives has it.
@@ -33,6 +35,7 @@ class PoolWatch:
                 self._cluster.release()
                 raise
         found = living_holder(self._ioctx, self._pool)
+        self.endpoint = "" if found is None else endpoint_of(found)
         return "" if found is None else name_of(found)
 
     def close(self) -> None:
