@@ -53,6 +53,8 @@ SECOND_LINE = "second disk: "
 SECOND_WRITTEN_LINE = "second disk written"
 WRITTEN_BY_GUEST = b"written by the guest"
 SEQUENCE_LINE = "written: "
+SEQUENCE_END = "sequence ended"
+"""It could not write the next blocks."""
 SEQUENCE_STEP = 16
 """Blocks between two flushes of the sequence."""
 KERNEL_METAPACKAGE = "linux-image-cloud-amd64"
@@ -95,7 +97,7 @@ $b awk 'BEGIN {{ for (n = 0; ; n++) {{
   how="iflag=fullblock conv=notrunc,fsync"
   while $b dd bs=4096 count={step} seek=$at of=/dev/vda $how 2>/dev/null
   do at=$((at + {step})); echo "{sequence}$at"; done
-  echo "sequence ended at $at"; $b poweroff -f
+  echo "{end} at $at"; $b poweroff -f
 }}
 """
 _DISK_INIT = """\
@@ -269,6 +271,7 @@ def _build(work: Path, packages: Sequence[Path]) -> None:
             modulus=sequence.MODULUS,
             step=SEQUENCE_STEP,
             sequence=SEQUENCE_LINE,
+            end=SEQUENCE_END,
         ),
     )
     _write_script(

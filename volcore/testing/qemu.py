@@ -25,6 +25,9 @@ class Qemu:
     Args:
         blockdev: options of the block device behind its only disk.
         incoming: it waits for a guest that migrates to it, instead of booting one.
+        objects: options of the objects that the block device refers to.
+        wrapper: words before the command, such as those that make it run on another host.
+        write_cache: whether the guest is told to flush; else each of its writes is durable.
     """
 
     def __init__(
@@ -35,6 +38,9 @@ class Qemu:
         blockdev: dict[str, Any],
         *,
         incoming: bool = False,
+        objects: Sequence[dict[str, Any]] = (),
+        wrapper: Sequence[str] = (),
+        write_cache: bool = True,
     ) -> None:
         self._directory = directory
         self._name = name
@@ -43,11 +49,13 @@ class Qemu:
         arguments = [
             *("-serial", f"file:{self.console_path}"),
             *("-qmp", f"unix:{self._qmp_path},server=on,wait=off"),
+            *(word for one in objects for word in ("-object", json.dumps(one))),
             *("-blockdev", json.dumps({"node-name": "disk", **blockdev})),
-            *("-device", "virtio-blk-pci,drive=disk"),
+            *("-device", f"virtio-blk-pci,drive=disk,write-cache={'on' if write_cache else 'off'}"),
             *(["-incoming", "defer"] if incoming else []),
         ]
-        self._command = qemu_command(guest, arguments, writes_sequence=True)
+        command = qemu_command(guest, arguments, writes_sequence=True)
+        self._command = [*wrapper, *command]
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._pending = b""

@@ -33,6 +33,7 @@ class RunningServer:
         module: what to run instead of `volcore` itself, with the same arguments.
         server_lines: more lines of the TOML table `[server]`.
         listen: further addresses to listen on.
+        nbd_lines: the lines of the TOML table `[nbd]`; a unix socket in `directory` if empty.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RunningServer:
         module: str = "volcore.cli.main",
         listen: Sequence[str] = (),
         server_lines: str = "",
+        nbd_lines: str = "",
     ) -> None:
         self._command = [*wrapper, sys.executable, "-m", module, "serve", "--config"]
         self.directory = directory
@@ -55,6 +57,7 @@ class RunningServer:
         self._log_start = 0
         directory.mkdir(parents=True, exist_ok=True)
         pool_lines = pool_lines or f'backend = "local"\ndirectory = "{self.pool_directory}"\n'
+        nbd_lines = nbd_lines or f'listen = ["unix://{directory}/run/nbd.sock"]'
         addresses = json.dumps([f"unix://{self.socket_path}", *listen])
         self._config_path.write_text(
             f"""[server]
@@ -67,7 +70,7 @@ spool_directory = "{directory}"
 format = "json"
 
 [nbd]
-listen = ["unix://{directory}/run/nbd.sock"]
+{nbd_lines}
 
 [pools.p]
 {pool_lines}"""
