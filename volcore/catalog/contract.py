@@ -103,6 +103,14 @@ class Catalog(ABC):
                 return found
 
     @abstractmethod
+    def unknown(self, limit: int) -> Sequence[tuple[str, str, bytes]]:
+        """Return up to `limit` records of kinds that only newer servers know: kind, key, bytes.
+
+        Raises:
+            UnavailableError: the store cannot be reached.
+        """
+
+    @abstractmethod
     def commit(self, changes: Sequence[Change]) -> None:
         """Apply all `changes` atomically and durably, if every expectation holds.
 

@@ -16,6 +16,9 @@ from volcore.catalog.contract import Absent, Anything, Catalog, Change, Gathered
 from volcore.model.records import Kind
 
 OBJECT_NAME: Final = "volcore_catalog"
+_KINDS: Final = frozenset(map(str, Kind))
+_BEHIND: Final = "0"
+"""The character after `/`: behind all keys of a kind."""
 
 
 class OmapStore(Protocol):
@@ -77,6 +80,19 @@ class OmapCatalog(Catalog):
             for start, rows in zip(starts, below, strict=True)
         ]
 
+    def unknown(self, limit: int) -> Sequence[tuple[str, str, bytes]]:
+        """See `Catalog.unknown`. *Complexity*: a request for each kind."""
+        found: list[tuple[str, str, bytes]] = []
+        after = ""
+        while len(found) < limit and (first := self._store.rows(prefix="", after=after, limit=1)):
+            kind = first[0][0].partition("/")[0]
+            if kind not in _KINDS:
+                prefix = _stored_key(kind, "")
+                rows = self._store.rows(prefix=prefix, after="", limit=limit - len(found))
+                found += [(kind, key.removeprefix(prefix), value) for key, value in rows]
+            after = kind + _BEHIND
+        return found
+
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""
         expect: dict[str, bytes | None] = {}
@@ -114,6 +130,6 @@ class OmapCatalog(Catalog):
         self._store.close()
 
 
-def _stored_key(kind: Kind, key: str) -> str:
+def _stored_key(kind: str, key: str) -> str:
     """Return the key in the omap."""
     return f"{kind}/{key}"

@@ -66,6 +66,16 @@ class SqliteCatalog(Catalog):
         )
         return int(rows[0][0])
 
+    def unknown(self, limit: int) -> Sequence[tuple[str, str, bytes]]:
+        """See `Catalog.unknown`."""
+        marks = ", ".join("?" for _ in Kind)
+        rows = self._database.query(
+            f"SELECT kind, key, value FROM record WHERE kind NOT IN ({marks})"  # noqa: S608
+            " ORDER BY kind, key LIMIT ?",
+            (*Kind, limit),
+        )
+        return [(kind, key, bytes(value)) for kind, key, value in rows]
+
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""
         with self._database.transaction():

@@ -17,7 +17,15 @@ from functools import partial
 import structlog
 
 from volcore.backends.contract import BlockDevice, RbdConnection, SupportsDirectAttach
-from volcore.engine.pool import Pool, drop, host_lock, now_ns, put, volume_lock
+from volcore.engine.pool import (
+    LeavingNewer,
+    Pool,
+    drop,
+    host_lock,
+    now_ns,
+    put,
+    volume_lock,
+)
 from volcore.engine.pools import Pools
 from volcore.engine.views import AttachmentView, NbdConnection
 from volcore.errors import (
@@ -174,13 +182,15 @@ class Attachments:
         views: list[AttachmentView] = []
 
         def wanted(record: Attachment) -> bool:
-            found = at.find(Volume, record.volume)
+            found = at.known(Volume, record.volume)
             if found is None or found.id != record.volume_id:
                 return False  # detached and deleted since the page was read
             views.append(AttachmentView(record=record, connection=_connection(at, found, record)))
             return True
 
-        at.list(Attachment, prefix=prefix, after=after, limit=limit, wanted=wanted)
+        at.list(
+            Attachment, prefix=prefix, after=after, limit=limit, wanted=wanted, leave_newer=True
+        )
         return views
 
     def detach(self, pool: str, volume: str, host: str) -> None:
@@ -208,9 +218,11 @@ class Attachments:
 
 def republish(at: Pool) -> None:
     """Offer the exports of all attachments again, after a start; not to hosts being fenced."""
-    fenced = {one.host for one in at.list(FencedHost)}
-    for attachment in at.list(Attachment, wanted=lambda one: one.host not in fenced):
-        volume = at.find(Volume, attachment.volume)
+    fenced = at.keys(FencedHost)
+    for attachment in at.list(
+        Attachment, wanted=lambda one: one.host not in fenced, leave_newer=True
+    ):
+        volume = at.known(Volume, attachment.volume)
         if volume is not None and volume.id == attachment.volume_id:
             _offer(at, volume, attachment)
 
@@ -382,8 +394,19 @@ def _set_writable(at: Pool, volume: Volume, attachment: Attachment, *, writable:
 
 def _hosts(at: Pool, volume: Volume, name: str) -> list[str]:
     """Return the hosts that may use the export `name`; none that is fenced."""
-    attached = [a.host for a in attachments_of(at, volume) if export_name(at, a) == name]
-    return [host for host in attached if at.find(FencedHost, host) is None]
+    attached = at.list(
+        Attachment,
+        prefix=f"{volume.name}/",
+        wanted=lambda a: a.volume_id == volume.id and export_name(at, a) == name,
+        leave_newer=True,
+    )
+    return [one.host for one in attached if not _is_fenced(at, one.host)]
+
+
+def _is_fenced(at: Pool, host: str) -> bool:
+    with LeavingNewer():
+        return at.find(FencedHost, host) is not None
+    return True
 
 
 def _open(at: Pool, backend_id: str, read_only: bool) -> BlockDevice:

@@ -44,6 +44,7 @@ class Look:
                     unlisted.add(fault.subject)
                 yield from _judged(records, fault)
         yield from self._compared(records, only, unlisted)
+        yield from records.newer_faults()
         self.record_count = records.count
 
     def _compared(
@@ -63,8 +64,8 @@ class Look:
             for backend_id in ids:
                 reference, found = records.references.get(backend_id), facts.get(backend_id)
                 if reference is None:
-                    if found is not None:
-                        yield self._without_record(backend_id, is_lost=not records.references)
+                    if found is not None and not records.is_named_unread(backend_id):
+                        yield self._without_record(records, backend_id)
                 elif found is None:
                     if reference.is_needed and backend_id not in unlisted:
                         yield _without_image(reference, backend_id)
@@ -98,9 +99,10 @@ class Look:
                 mendable=True,
             )
 
-    def _without_record(self, backend_id: str, *, is_lost: bool) -> Fault:
-        """Return the fault of a volume that no record names; `is_lost`: no record names any."""
-        able = isinstance(self._at.backend, SupportsAdopt) and not is_lost
+    def _without_record(self, records: Records, backend_id: str) -> Fault:
+        """Return the fault of a volume that no record names."""
+        is_lost = not records.references
+        able = isinstance(self._at.backend, SupportsAdopt) and not is_lost and records.is_sure
         return Fault(
             kind=FaultKind.IMAGE_WITHOUT_RECORD,
             concerns=f"{self._at.backend.caps.kind} image {backend_id}",
@@ -113,6 +115,8 @@ class Look:
             else f"{_NO_REPAIR} nothing has a record, so the catalog may be lost: put an export "
             "back with `volcore admin import`; without one, create a volume, then repair."
             if is_lost
+            else f"{_NO_REPAIR} a record of a newer server may name it; check with that server."
+            if not records.is_sure
             else f"{_NO_REPAIR} it may hold data that somebody wants; restore the record from a "
             "backup of the pool.",
             mendable=able,
@@ -156,6 +160,8 @@ class Look:
         backend = self._at.backend
         shown = backend.is_shown if isinstance(backend, SupportsAudit) else bool
         for snapshot_id in sorted(filter(shown, present - known.keys())):
+            if records.is_named_unread(snapshot_id):
+                continue
             yield self._unknown_snapshot(reference, found.volume_id, snapshot_id)
 
     def _unknown_snapshot(self, reference: Reference, backend_id: str, snapshot_id: str) -> Fault:
@@ -201,7 +207,7 @@ def _without_image(reference: Reference, backend_id: str) -> Fault:
 
 def _judged(records: Records, fault: Fault) -> Iterator[Fault]:
     """Yield a fault of the backend as the records let it appear."""
-    if fault.subject in records.busy:
+    if fault.subject in records.busy or (fault.subject and records.is_named_unread(fault.subject)):
         return
     reference = records.references.get(fault.subject)
     if reference is None:

@@ -9,10 +9,18 @@ from typing import Final
 
 from volcore.backends.adopting import SupportsAdopt
 from volcore.backends.auditing import SupportsAudit
+from volcore.backends.carrying import SupportsCarry
 from volcore.engine.audit_records import lock_of
 from volcore.engine.changes import settle
+from volcore.engine.exports import KINDS
 from volcore.engine.pool import Pool, drop, now_ns, put, storage_lock, volume_lock
-from volcore.errors import NotFoundError, OperationPendingError, Reason
+from volcore.errors import (
+    IntegrityError,
+    NotFoundError,
+    OperationPendingError,
+    PreconditionError,
+    Reason,
+)
 from volcore.model import names
 from volcore.model.faults import Fault, FaultKind
 from volcore.model.records import (
@@ -39,8 +47,28 @@ def _release(at: Pool, fault: Fault) -> bool:
     with _alone(at, fault.subject):
         if fault.subject not in at.backend.describe_many([fault.subject]):
             return False
+        _refuse_newer(at, fault.subject)
         at.backend.release(fault.subject, fault.subject, {})
     return True
+
+
+def _refuse_newer(at: Pool, backend_id: str) -> None:
+    """Refuse to take records away that only a newer server can read.
+
+    Raises:
+        PreconditionError: RECORD_NEWER.
+    """
+    if not isinstance(at.backend, SupportsCarry):
+        return
+    for place, raw in at.backend.carried([backend_id]).get(backend_id, {}).items():
+        kind, _, key = place.partition("/")
+        if kind not in KINDS:
+            raise PreconditionError(
+                f"it carries a {kind} record {key!r} of a newer server; repair with that server",
+                reason=Reason.RECORD_NEWER,
+            )
+        with suppress(IntegrityError):
+            KINDS[kind].decode(raw, key).check_known()
 
 
 def _settle(at: Pool, fault: Fault) -> bool:

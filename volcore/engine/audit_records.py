@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from volcore.engine.pool import Pool, group_lock, image_lock, volume_lock
+from volcore.errors import PreconditionError
+from volcore.limits import AUDIT_FAULTS_MAX
 from volcore.model.faults import Fault, FaultKind
 from volcore.model.fences import FencedHost
 from volcore.model.records import (
     Attachment,
+    GroupSnapshot,
+    Health,
     Image,
     Intent,
     IntentAction,
@@ -24,6 +28,20 @@ from volcore.model.records import (
 
 R = TypeVar("R", bound=Record)
 _PAGE: Final = 1000
+_ALL: Final[tuple[type[Record], ...]] = (
+    Volume,
+    Snapshot,
+    GroupSnapshot,
+    Image,
+    Attachment,
+    Operation,
+    Intent,
+    TrashedVolume,
+    Health,
+    WarmClone,
+    FencedHost,
+)
+assert {one.KIND for one in _ALL} == set(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +73,9 @@ class Records:
         self.busy: set[str] = set()
         """Volumes of the backend that an intent names: they are being changed."""
         self._found: list[Fault] = []
+        self._newer: list[Fault] = []
+        self._unread: dict[tuple[str, str], bytes] = {}
+        """Of newer servers, and not even readable."""
         self._subjects: set[str] = set()
         self._volume_ids: dict[str, str] = {}
         self._image_ids: set[str] = set()
@@ -64,7 +85,54 @@ class Records:
         """Yield what is wrong among the records."""
         yield from self._found
 
+    def newer_faults(self) -> Iterator[Fault]:
+        """Yield what is of a newer server."""
+        yield from self._newer
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether all records could be read: else what none names may be named all the same."""
+        return not self._unread
+
+    def is_named_unread(self, backend_id: str) -> bool:
+        """Return whether a record that cannot be read has these words in it."""
+        words = backend_id.encode()
+        return any(words in raw for raw in self._unread.values())
+
+    def _look_for_newer(self) -> None:
+        for record in _ALL:
+            after = ""
+            while page := self._at.catalog.list(record.KIND, after=after, limit=_PAGE):
+                after = page[-1][0]
+                for key, raw in page:
+                    self._take_raw(record, key, raw)
+        for kind, key, raw in self._at.catalog.unknown(AUDIT_FAULTS_MAX):
+            self._unread[kind, key] = raw
+            self._note_newer(kind, key, f"There is no kind {kind!r} for this server")
+
+    def _take_raw(self, record: type[Record], key: str, raw: bytes) -> None:
+        try:
+            added = record.decode(raw, key).added
+        except PreconditionError as err:
+            self._unread[record.KIND, key] = raw
+            self._note_newer(record.KIND, key, err.message)
+            return
+        if added:
+            self._note_newer(record.KIND, key, f"It has {', '.join(added)}; it can be read only")
+
+    def _note_newer(self, kind: str, key: str, why: str) -> None:
+        self._newer.append(
+            Fault(
+                kind=FaultKind.RECORD_NEWER,
+                concerns=f"{kind} {key}",
+                key=key,
+                meaning=f"A newer server has written it: {why.rstrip('.')}.",
+                remedy="Not repaired: it is left alone, byte for byte; check with that server.",
+            )
+        )
+
     def _read(self) -> None:
+        self._look_for_newer()
         running = {one.subject_id for one in self._each(Operation) if not one.finished}
         for intent in self._each(Intent):
             self._take_intent(intent, running)
@@ -85,7 +153,7 @@ class Records:
 
     def _each(self, record: type[R]) -> Iterator[R]:
         after = ""
-        while page := self._at.list(record, after=after, limit=_PAGE):
+        while page := self._at.list(record, after=after, limit=_PAGE, leave_newer=True):
             yield from page
             after = page[-1].key
             self.count += len(page)
@@ -94,6 +162,8 @@ class Records:
         self.busy.add(intent.backend_volume_id)
         self._subjects.add(intent.subject_id)
         at = self._at
+        if intent.added:
+            return
         if (
             not running.isdisjoint({intent.id, intent.subject_id})
             or at.locks.is_held(lock_of(intent))
@@ -128,6 +198,8 @@ class Records:
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
         resource = f"pools/{self._at.name}/volumes/{snapshot.volume}/snapshots/{snapshot.name}"
+        if (Kind.VOLUME, snapshot.volume) in self._unread:
+            return
         if self._volume_ids.get(snapshot.volume) != snapshot.volume_id:
             self._found.append(
                 Fault(
@@ -175,6 +247,8 @@ class Records:
             is_needed=clone.state is State.READY and clone.image_id in self._image_ids,
             is_warm=True,
         )
+        if (Kind.IMAGE, clone.image) in self._unread:
+            return
         if clone.image_id not in self._image_ids and not self._at.stock.holds(clone.id):
             self._found.append(
                 Fault(
@@ -190,6 +264,8 @@ class Records:
 
     def _take_attachment(self, attachment: Attachment) -> None:
         if self._volume_ids.get(attachment.volume) == attachment.volume_id:
+            return
+        if (Kind.VOLUME, attachment.volume) in self._unread:
             return
         self._found.append(
             Fault(
@@ -209,7 +285,8 @@ class Records:
         if record.state is State.READY:
             return True
         hidden = isinstance(record, Volume) and self._at.making.hides(record.id)
-        if not hidden and record.id not in self._subjects:
+        explained = hidden or record.id in self._subjects or self.is_named_unread(record.id)
+        if not explained:
             self._found.append(
                 Fault(
                     kind=FaultKind.RECORD_WITHOUT_INTENT,

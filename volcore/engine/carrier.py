@@ -19,7 +19,7 @@ import structlog
 
 from volcore.backends.carrying import Load, SupportsCarry
 from volcore.catalog.contract import Catalog, Change
-from volcore.errors import IntegrityError, Reason, VolcoreError
+from volcore.errors import IntegrityError, PreconditionError, Reason, VolcoreError
 from volcore.model.records import (
     Attachment,
     Image,
@@ -39,6 +39,7 @@ TOGETHER: Final = 128
 """Volumes compared at once."""
 VOLUME_KINDS: Final = (Kind.VOLUME, Kind.SNAPSHOT, Kind.ATTACHMENT, Kind.TRASH)
 IMAGE_KINDS: Final = (Kind.IMAGE,)
+_UNREADABLE: Final = (IntegrityError, PreconditionError)
 _PAGE: Final = 1000
 _MAIN: Final[Mapping[Kind, type[Volume] | type[Image] | type[TrashedVolume]]] = {
     Kind.VOLUME: Volume,
@@ -249,7 +250,7 @@ def loads_of(
             continue
         try:
             record = _MAIN[kind].decode(raw)
-        except IntegrityError:  # of a newer server, which sees to it
+        except _UNREADABLE:  # of a newer server, which sees to it
             continue
         if isinstance(record, Volume):
             if hides(record.id):
@@ -284,7 +285,7 @@ def _loads_of_volumes(catalog: Catalog, volumes: Sequence[tuple[Volume, bytes]])
             for key, one in attached:
                 if Attachment.decode(one).volume_id == volume.id:
                     records[f"{Kind.ATTACHMENT}/{key}"] = one
-        except IntegrityError:  # of a newer server, which sees to it; others must not wait for it
+        except _UNREADABLE:  # of a newer server, which sees to it; others must not wait for it
             continue
         loads[volume.backend_id] = Load(kinds=VOLUME_KINDS, records=records)
     return loads
@@ -308,7 +309,7 @@ def _backend_id_of(kind: Kind, raw: bytes) -> str:
     """Return whose records these are; empty if this server cannot read it."""
     try:
         return _backend_id(_MAIN[kind].decode(raw))
-    except IntegrityError:
+    except _UNREADABLE:
         return ""
 
 

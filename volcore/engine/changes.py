@@ -170,7 +170,11 @@ def settle(pool: Pool, intent: Intent) -> None:
     """Roll `intent` back (creations) or forward (all others). Idempotent.
 
     MAKE_VOLUME goes forward, too, when the backend has the volume and its creation has not failed.
+
+    Raises:
+        PreconditionError: RECORD_NEWER, nothing was done; or the backend refuses.
     """
+    intent.check_known()
     record = pool.written(_SUBJECTS[intent.action], intent.subject_key)
     if record is not None and record.id != intent.subject_id:
         record = None
@@ -209,14 +213,18 @@ def members_of(pool: Pool, group: GroupSnapshot) -> list[Snapshot]:
     return [member for member in found if member is not None and member.group_id == group.id]
 
 
+# Each says first what it will commit: what a newer server has made is refused before it is touched.
+
+
 def _drop_all(records: Sequence[Record | None]) -> list[Change]:
     return [drop(record) for record in records if record is not None]
 
 
 def _delete_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    end = _drop_all([record, *snapshots_of(pool, intent.subject_key, intent.subject_id)])
     with suppress(NotFoundError):
         pool.backend.delete(intent.backend_volume_id)
-    return _drop_all([record, *snapshots_of(pool, intent.subject_key, intent.subject_id)])
+    return end
 
 
 def _make_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
@@ -230,56 +238,63 @@ def _make_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Chan
 
 
 def _delete_image(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    end = _drop_all([record])
     with suppress(NotFoundError):
         pool.backend.delete(intent.backend_volume_id)
-    return _drop_all([record])
+    return end
 
 
 def _delete_snapshot(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
+    end = _drop_all([record])
     with suppress(NotFoundError):
         pool.backend.delete_snapshot(intent.backend_volume_id, intent.backend_snapshot_id)
-    return _drop_all([record])
+    return end
 
 
 def _delete_group_snapshot(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
     if not isinstance(record, GroupSnapshot):
         return []
     members = members_of(pool, record)
+    end = _drop_all([*members, record])
     for member in members:
         with suppress(NotFoundError):
             pool.backend.delete_snapshot(member.backend_volume_id, member.backend_id)
-    return _drop_all([*members, record])
+    return end
 
 
 def _resize_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
     if not isinstance(record, Volume):
         return []
+    end = [put(record.but(size_bytes=intent.size_bytes), record)]
     pool.backend.resize(intent.backend_volume_id, intent.size_bytes)
-    return [put(record.but(size_bytes=intent.size_bytes), record)]
+    return end
 
 
 def _revert_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
     if not isinstance(record, Volume):
         return []
     assert isinstance(pool.backend, SupportsRevert)
+    end = [put(record.but(size_bytes=intent.size_bytes), record)]
     pool.backend.revert(intent.backend_volume_id, intent.backend_snapshot_id)
-    return [put(record.but(size_bytes=intent.size_bytes), record)]
+    return end
 
 
 def _unadopt_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
     assert isinstance(pool.backend, SupportsAdopt)
+    end = _drop_all([record, *snapshots_of(pool, intent.subject_key, intent.subject_id)])
     with suppress(NotFoundError):
         pool.backend.release(intent.backend_volume_id, intent.backend_volume_id, {})
-    return _drop_all([record, *snapshots_of(pool, intent.subject_key, intent.subject_id)])
+    return end
 
 
 def _release_volume(pool: Pool, intent: Intent, record: Record | None) -> list[Change]:
     assert isinstance(pool.backend, SupportsAdopt)
     snapshots = snapshots_of(pool, intent.subject_key, intent.subject_id)
+    end = _drop_all([record, *snapshots])
     renames = {one.backend_id: one.name for one in snapshots}
     with suppress(NotFoundError):
         pool.backend.release(intent.backend_volume_id, intent.target_name, renames)
-    return _drop_all([record, *snapshots])
+    return end
 
 
 _ACTIONS = {

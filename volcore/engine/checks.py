@@ -257,18 +257,18 @@ def _all_names(at: Pool) -> dict[tuple[str, str | None], str]:
     """Return the resource name of each volume, snapshot and image, by its ids in the backend."""
     pool = f"pools/{at.name}"
     found: dict[tuple[str, str | None], str] = {}
-    for volume in at.list(Volume):
+    for volume in at.list(Volume, leave_newer=True):
         found[volume.backend_id, None] = f"{pool}/volumes/{volume.name}"
-    for snapshot in at.list(Snapshot):
+    for snapshot in at.list(Snapshot, leave_newer=True):
         name = f"{pool}/volumes/{snapshot.volume}/snapshots/{snapshot.name}"
         found[snapshot.backend_volume_id, snapshot.backend_id] = name
-    for trashed in at.list(TrashedVolume):
+    for trashed in at.list(TrashedVolume, leave_newer=True):
         name = f"{pool}/volumes/{trashed.volume.name}"
         found[trashed.volume.backend_id, None] = name
         for snapshot in trashed.snapshots:
             point = snapshot.backend_volume_id, snapshot.backend_id
             found[point] = f"{name}/snapshots/{snapshot.name}"
-    for image in at.list(Image):
+    for image in at.list(Image, leave_newer=True):
         for snapshot_id in (None, image.backend_snapshot_id):
             found[image.backend_volume_id, snapshot_id] = f"{pool}/images/{image.name}"
     return found
@@ -278,7 +278,7 @@ def _candidates(
     at: Pool, blocks: SourceBlocks, volume_ids: Sequence[str], offset_bytes: int
 ) -> Iterator[bytes]:
     """Yield what the block was in the files that these images, or images like them, came from."""
-    images = at.list(Image, wanted=lambda i: i.state is State.READY)
+    images = at.list(Image, wanted=lambda i: i.state is State.READY, leave_newer=True)
     digests = {image.digest for image in images if image.backend_volume_id in volume_ids}
     for image in images:
         if image.source_path and image.digest in digests:

@@ -211,7 +211,11 @@ class Deletions:
         with self._changed:
             if at.name in self._kept:
                 return self._kept[at.name]
-        found = at.list(Operation, wanted=lambda o: o.action == DELETE and o.finished)
+        found = at.list(
+            Operation,
+            wanted=lambda o: o.action == DELETE and o.finished and not o.added,
+            leave_newer=True,
+        )
         ids = deque(o.id for o in sorted(found, key=lambda o: o.end_time_ns))
         with self._changed:
             return self._kept.setdefault(at.name, ids)

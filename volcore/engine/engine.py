@@ -144,11 +144,14 @@ def recover(pool: Pool) -> None:
     Changes of different volumes are settled beside each other where each waits for a cluster.
     A change that the backend refuses to settle now (a client still has the half-made volume open)
     keeps its intent: it stays invisible, and the next call or start tries again. It must not keep
-    the pool, and all other volumes, from being served.
+    the pool, and all other volumes, from being served. Neither must what a newer server has begun,
+    which that one ends.
     """
-    deletes = pool.list(Operation, wanted=lambda o: o.action == DELETE and not o.finished)
+    deletes = pool.list(
+        Operation, wanted=lambda o: o.action == DELETE and not o.finished, leave_newer=True
+    )
     waiting = {operation.subject_id for operation in deletes}
-    intents = pool.list(Intent, wanted=lambda i: i.id not in waiting)
+    intents = pool.list(Intent, wanted=lambda i: i.id not in waiting, leave_newer=True)
     pool.making.begin([one for one in intents if one.action is IntentAction.MAKE_VOLUME])
     at_once = 1 if pool.backend.caps.joins_catalog else min(len(intents), RECOVERIES_AT_ONCE)
     if at_once <= 1:

@@ -59,9 +59,16 @@ class Exports:
 
         Raises:
             NotFoundError: POOL_NOT_FOUND.
+            PreconditionError: RECORD_NEWER, whose server can export it.
             UnavailableError: the storage cannot be reached.
         """
         at = self._pools.open(pool)
+        for kind, key, _ in at.catalog.unknown(1):
+            raise PreconditionError(
+                f"the catalog of pool {pool!r} has records of a newer server ({kind} {key!r}), "
+                "which this one cannot judge; export with that server",
+                reason=Reason.RECORD_NEWER,
+            )
         digest = hashlib.sha256()
         head = {"format": NAME, "pool": pool, "time_ns": now_ns(), "v": FORMAT}
         count = 0
@@ -87,8 +94,8 @@ class Exports:
 
         Raises:
             InvalidArgumentError: BAD_FIELD, it is no complete export.
-            IntegrityError: BAD_RECORD, a record cannot be read, or is of a newer server.
-            PreconditionError: CATALOG_NOT_EMPTY.
+            IntegrityError: BAD_RECORD, a record cannot be read.
+            PreconditionError: CATALOG_NOT_EMPTY; RECORD_NEWER, one is of a newer server.
             NotSupportedError: the pool keeps its catalog with its storage.
             OutOfRangeError: MESSAGE_TOO_LARGE.
             ExhaustedError: POOL_FULL.
@@ -129,6 +136,7 @@ def read(data: bytes) -> Contents:
     Raises:
         InvalidArgumentError: BAD_FIELD.
         IntegrityError: BAD_RECORD.
+        PreconditionError: RECORD_NEWER.
         OutOfRangeError: MESSAGE_TOO_LARGE.
     """
     check_size(len(data))
@@ -151,7 +159,7 @@ def read(data: bytes) -> Contents:
         if kind not in KINDS:
             raise _bad(f"it has a record of kind {kind[:40]!a}, which this server does not know")
         raw = json.dumps(body.get("record"), sort_keys=True, separators=(",", ":")).encode()
-        if KINDS[kind].decode(raw).key != key:
+        if KINDS[kind].decode(raw, key).key != key:
             raise IntegrityError(
                 f"the {kind} record at key {key[:100]!a} of the export is of another key; take "
                 "another export",
@@ -178,7 +186,7 @@ def check_size(length_bytes: int) -> None:
 def _stored(at: Pool, record: type[Record]) -> Iterator[tuple[str, bytes]]:
     """Yield what is shown of a kind: key and bytes."""
     for key, raw in _rows(at, record):
-        found = record.decode(raw)
+        found = record.decode(raw, key)
         hidden = isinstance(found, Volume) and at.making.hides(found.id)
         if getattr(found, "state", State.READY) in _WHOLE and not hidden:
             yield key, raw

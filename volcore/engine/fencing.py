@@ -62,7 +62,7 @@ class Fences:
             for name in self._pools.names():
                 try:
                     at = self._pools.open(name)
-                    for host in [one.host for one in at.list(FencedHost)]:
+                    for host in [one.host for one in at.list(FencedHost, leave_newer=True)]:
                         with at.locks.hold([host_lock(host)]):
                             look_after(at, host)
                 except VolcoreError as err:  # it is looked at again
@@ -178,12 +178,12 @@ class Fences:
 
     def list(self, pool: str, *, after: str = "", limit: int) -> list[FencedHost]:
         """Return up to `limit` fenced hosts after `after`, in order."""
-        return self._pools.open(pool).list(FencedHost, after=after, limit=limit)
+        return self._pools.open(pool).list(FencedHost, after=after, limit=limit, leave_newer=True)
 
 
 def settle_fences(at: Pool) -> None:
     """Look after all fenced hosts of a pool that is not served yet."""
-    for host in [one.host for one in at.list(FencedHost)]:
+    for host in [one.host for one in at.list(FencedHost, leave_newer=True)]:
         look_after(at, host)
 
 

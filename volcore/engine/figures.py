@@ -13,7 +13,7 @@ from typing import Final
 
 from volcore.catalog.contract import Catalog, Change, Gathered
 from volcore.engine.lately import Lately
-from volcore.errors import BackendIOError, UnavailableError, VolcoreError
+from volcore.errors import BackendIOError, PreconditionError, UnavailableError, VolcoreError
 from volcore.model.records import Image, Kind, State, TrashedVolume, Volume
 
 _PAGE: Final = 1000
@@ -36,7 +36,7 @@ class _Joined(threading.local):
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of the records that are READY, and of the trash."""
+    """Of the records that are READY, and of the trash; not those of a newer server."""
 
     volume_count: int
     provisioned_bytes: int
@@ -116,6 +116,10 @@ class CountedCatalog(Catalog):
         """See `Catalog.count`."""
         return self._catalog.count(kind, prefix=prefix, limit=limit)
 
+    def unknown(self, limit: int) -> Sequence[tuple[str, str, bytes]]:
+        """See `Catalog.unknown`."""
+        return self._catalog.unknown(limit)
+
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""
         try:
@@ -192,10 +196,10 @@ class _Tally:
             sizes = self._sizes[kind]
             before = sizes.pop(key, 0)
             if value is not None:
-                record = _COUNTED[kind].decode(value)
+                record = _known(kind, key, value)
                 if isinstance(record, TrashedVolume):
                     sizes[key] = record.volume.size_bytes
-                elif record.state is State.READY:
+                elif record is not None and record.state is State.READY:
                     sizes[key] = record.size_bytes
             if kind is not Kind.IMAGE:
                 self._provisioned_bytes += sizes.get(key, 0) - before
@@ -207,3 +211,10 @@ class _Tally:
             image_count=len(self._sizes[Kind.IMAGE]),
             deleted_volume_count=len(self._sizes[Kind.TRASH]),
         )
+
+
+def _known(kind: Kind, key: str, value: bytes) -> Volume | Image | TrashedVolume | None:
+    try:
+        return _COUNTED[kind].decode(value, key)
+    except PreconditionError:  # of a newer server
+        return None

@@ -11,6 +11,7 @@ from volcore import limits
 from volcore.backends.contract import SupportsGroupSnapshot
 from volcore.engine.changes import change, members_of, settle_leftover
 from volcore.engine.pool import (
+    LeavingNewer,
     Pool,
     drop,
     group_lock,
@@ -116,12 +117,15 @@ class GroupSnapshots:
         views: list[GroupSnapshotView] = []
 
         def wanted(group: GroupSnapshot) -> bool:
-            if group.state is not State.READY or not _whole(view := _view(at, group)):
+            if group.state is not State.READY:
                 return False
-            views.append(view)
-            return True
+            with LeavingNewer():
+                if _whole(view := _view(at, group)):
+                    views.append(view)
+                    return True
+            return False
 
-        at.list(GroupSnapshot, after=after, limit=limit, wanted=wanted)
+        at.list(GroupSnapshot, after=after, limit=limit, wanted=wanted, leave_newer=True)
         return views
 
     def delete(self, pool: str, name: str) -> None:

@@ -60,6 +60,8 @@ class Images:
         self._operations = operations
         self._deletions = deletions
         self._settings = settings
+        operations.brief_with(IMPORT)
+        operations.brief_with(PUBLISH)
 
     def get(self, pool: str, name: str) -> Image:
         """Return an image.
@@ -72,7 +74,11 @@ class Images:
     def list(self, pool: str, *, after: str = "", limit: int) -> list[Image]:
         """Return up to `limit` images with names after `after`, in the order of their names."""
         return self._pools.open(pool).list(
-            Image, after=after, limit=limit, wanted=lambda i: i.state is State.READY
+            Image,
+            after=after,
+            limit=limit,
+            wanted=lambda i: i.state is State.READY,
+            leave_newer=True,
         )
 
     def import_image(
@@ -380,6 +386,7 @@ def _share(at: Pool, creating: Image, digest: str) -> None:
         wanted=lambda i: (
             i.state is State.READY and (i.digest, i.size_bytes) == (digest, creating.size_bytes)
         ),
+        leave_newer=True,
     )
     if not twins:
         return

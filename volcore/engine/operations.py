@@ -8,7 +8,7 @@ was cut off ends as FAILED. What ended is forgotten after a day.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,6 +122,7 @@ class Operations:
         """Held from the search for the same work to its registration."""
         self._resumable: dict[str, Callable[[Work], None]] = {}
         self._firm: set[str] = set()
+        self._brief: set[str] = set()
         self._executor = ThreadPoolExecutor(worker_threads, thread_name_prefix="operation")
         self._own_executors: dict[str, ThreadPoolExecutor] = {}
 
@@ -143,6 +144,10 @@ class Operations:
         """
         self._resumable[action_name] = take
         self._firm.add(action_name)
+
+    def brief_with(self, action_name: str) -> None:
+        """Tell of a kind of work that ends with its server, as FAILED."""
+        self._brief.add(action_name)
 
     def get(self, pool: str, operation_id: str) -> Operation:
         """Return an operation.
@@ -167,7 +172,7 @@ class Operations:
     def list(self, pool: str, *, after: str = "", limit: int) -> list[Operation]:
         """Return up to `limit` operations with ids after `after`, in the order of their ids."""
         at = self._pools.open(pool)
-        found = at.list(Operation, after=after, limit=limit)
+        found = at.list(Operation, after=after, limit=limit, leave_newer=True)
         with self._lock:
             return [self._running[o.id].operation if o.id in self._running else o for o in found]
 
@@ -288,15 +293,16 @@ class Operations:
     def forget(self, pool: Pool, time_ns: int) -> None:
         """Delete the records of what had ended long before `time_ns`."""
         too_old = time_ns - KEEP_S * 10**9
-        for operation in pool.list(
-            Operation, wanted=lambda o: o.finished and o.end_time_ns < too_old
-        ):
+        for operation in self._own(pool, lambda o: o.finished and o.end_time_ns < too_old):
             pool.catalog.commit([drop(operation)])
 
     def recover(self, pool: Pool) -> None:
-        """Go on with what was cut off, end what cannot go on, forget what is old."""
+        """Go on with what was cut off, end what cannot go on, forget what is old.
+
+        What a newer server has begun, which this one does not know, waits for that one.
+        """
         self.forget(pool, now_ns())
-        for operation in pool.list(Operation, wanted=lambda o: not o.finished):
+        for operation in self._own(pool, lambda o: not o.finished):
             if operation.action in self._resumable:
                 self._resumable[operation.action](self.track(pool, operation))
             else:
@@ -306,6 +312,15 @@ class Operations:
                     retryable=True,
                 )
                 pool.catalog.commit([put(ended(operation, cut_off), operation)])
+
+    def _own(self, pool: Pool, wanted: Callable[[Operation], bool]) -> Sequence[Operation]:
+        """Return the operations that this server knows wholly."""
+        known = self._resumable.keys() | self._brief
+        return pool.list(
+            Operation,
+            wanted=lambda o: o.action in known and not o.added and wanted(o),
+            leave_newer=True,
+        )
 
     def close(self, timeout_s: float) -> bool:
         """Interrupt all work and wait so long for it to leave things in order; say if it has."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import TracebackType
 from typing import Protocol, TypeVar
 
 from volcore import limits
@@ -25,7 +26,7 @@ from volcore.engine.locks import KeyedLocks
 from volcore.engine.making import Making
 from volcore.engine.stock import Stock
 from volcore.engine.views import NbdConnection
-from volcore.errors import NotFoundError, Reason, VolcoreError
+from volcore.errors import NotFoundError, PreconditionError, Reason, VolcoreError
 from volcore.model.records import (
     Attachment,
     GroupSnapshot,
@@ -141,20 +142,32 @@ class Pool:
     def written(self, record: type[R], key: str) -> R | None:
         """Return the record as the catalog has it; it may say READY of what is not whole yet."""
         raw = self.catalog.find(record.KIND, key)
-        return None if raw is None else _decoded(record, raw)  # type: ignore[arg-type]
+        return None if raw is None else _decoded(record, key, raw)  # type: ignore[arg-type]
+
+    def known(self, record: type[R], key: str) -> R | None:
+        """Return the record as `find` does; None, too, if it is of a newer server."""
+        with LeavingNewer():
+            return self.find(record, key)
+        return None
 
     def find_many(self, places: Sequence[tuple[type[Record], str]]) -> Known:
-        """Look several records up at once."""
+        """Look several records up at once; of a newer server's nothing is told: `find` raises."""
         raws, _ = self.catalog.gather([(record.KIND, key) for record, key in places], [])
-        return {
-            place: None if raw is None else self._shown(_decoded(place[0], raw))  # type: ignore[arg-type]
-            for place, raw in zip(places, raws, strict=True)
-        }
+        found: Known = {}
+        for (record, key), raw in zip(places, raws, strict=True):
+            if raw is None:
+                found[record, key] = None
+                continue
+            with LeavingNewer():
+                found[record, key] = self._shown(_decoded(record, key, raw))  # type: ignore[arg-type]
+        return found
 
     def lately(self, record: type[R], key: str) -> R | None:
         """Return an image or a snapshot that was READY when last seen; a commit must check it."""
         raw = self.catalog.lately.source(record.KIND, key)
-        found: R | None = None if raw is None else _decoded(record, raw)  # type: ignore[arg-type]
+        if raw is None:
+            return None
+        found: R = _decoded(record, key, raw)  # type: ignore[arg-type]
         return found if getattr(found, "state", None) is State.READY else None
 
     def list(
@@ -165,15 +178,28 @@ class Pool:
         after: str = "",
         limit: int | None = None,
         wanted: Callable[[R], bool] = lambda _: True,
+        leave_newer: bool = False,
     ) -> list[R]:
-        """Return up to `limit` records (None: all) that are `wanted`, ordered by key."""
+        """Return up to `limit` records (None: all) that are `wanted`, ordered by key.
+
+        With `leave_newer` those of a newer server are left out: for lists and for what goes on by
+        itself, never where what is missing would permit something.
+
+        Raises:
+            PreconditionError: RECORD_NEWER, without `leave_newer`.
+        """
         found: list[R] = []
         size = _PAGE if limit is None else min(limit, _PAGE)
         while True:
             page = self.catalog.list(record.KIND, prefix=prefix, after=after, limit=size)
             for key, raw in page:
                 after = key
-                decoded = self._shown(record.decode(raw))
+                try:
+                    decoded = self._shown(record.decode(raw, key))
+                except PreconditionError:
+                    if leave_newer:
+                        continue
+                    raise
                 if wanted(decoded):
                     found.append(decoded)
                     if limit is not None and len(found) >= limit:
@@ -181,6 +207,15 @@ class Pool:
             if len(page) < size:
                 return found
             size = _PAGE  # few are wanted, it seems
+
+    def keys(self, record: type[Record]) -> set[str]:
+        """Return the keys of all records of a kind, those of newer servers included."""
+        found: set[str] = set()
+        after = ""
+        while page := self.catalog.list(record.KIND, after=after, limit=_PAGE):
+            after = page[-1][0]
+            found.update(key for key, _ in page)
+        return found
 
     def _shown(self, record: R) -> R:
         """Return a record as callers may know it: CREATING until the volume is whole."""
@@ -214,9 +249,9 @@ class Pool:
         )
         if raw is None:
             return None, [], []
-        volume = self._shown(Volume.decode(raw))
-        attachments = [Attachment.decode(value) for _, value in attached]
-        snapshots = [Snapshot.decode(value) for _, value in frozen]
+        volume = self._shown(Volume.decode(raw, name))
+        attachments = [Attachment.decode(value, key) for key, value in attached]
+        snapshots = [Snapshot.decode(value, key) for key, value in frozen]
         return (
             volume,
             [one for one in attachments if one.volume_id == volume.id],
@@ -274,12 +309,23 @@ class Pool:
 
 
 def put(record: Record, expect: Record | Absent = ABSENT) -> Change:
-    """Return the change that writes `record` where `expect` is now."""
+    """Return the change that writes `record` where `expect` is now.
+
+    Raises:
+        PreconditionError: RECORD_NEWER.
+    """
+    if isinstance(expect, Record):
+        expect.check_known()
     return Change(kind=record.KIND, key=record.key, value=record.encode(), expect=_bytes(expect))
 
 
 def drop(record: Record) -> Change:
-    """Return the change that deletes `record`, which must be as given."""
+    """Return the change that deletes `record`, which must be as given.
+
+    Raises:
+        PreconditionError: RECORD_NEWER.
+    """
+    record.check_known()
     return Change(kind=record.KIND, key=record.key, value=None, expect=record.encode())
 
 
@@ -299,9 +345,21 @@ def sync_ahead(pool: Pool, volumes: Sequence[Volume]) -> None:
         pool.syncs_ahead.sync_ahead([volume.backend_id for volume in volumes])
 
 
+class LeavingNewer(AbstractContextManager[None]):
+    """Ends the block at a record of a newer server."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        return isinstance(value, PreconditionError) and value.reason is Reason.RECORD_NEWER
+
+
 @lru_cache(maxsize=1024)
-def _decoded(record: type[R], raw: bytes) -> R:
-    return record.decode(raw)
+def _decoded(record: type[R], key: str, raw: bytes) -> R:
+    return record.decode(raw, key)
 
 
 def _bytes(expect: Record | Absent) -> bytes | Absent:

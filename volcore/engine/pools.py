@@ -123,7 +123,7 @@ class Pools:
             image_count=figures.image_count,
             verify=isinstance(backend, SupportsVerify),
             diff=isinstance(backend, SupportsDiff),
-            health=pool.find(Health, Health.KEY),
+            health=pool.known(Health, Health.KEY),
             short_path=backend.short_path if isinstance(backend, SupportsShortPath) else None,
             warm_clones=pool.stock.figures(),
         )

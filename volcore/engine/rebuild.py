@@ -73,7 +73,7 @@ class Rebuild:
         Raises:
             NotFoundError: POOL_NOT_FOUND.
             NotSupportedError: CAPABILITY_ABSENT, the storage carries no records.
-            PreconditionError: CATALOG_NOT_EMPTY.
+            PreconditionError: CATALOG_NOT_EMPTY; RECORD_NEWER, a newer server has begun something.
             ExhaustedError: POOL_FULL.
             UnavailableError: the storage cannot be reached.
         """
@@ -164,7 +164,7 @@ class _Reading:
         self._shown = at.backend.is_shown if isinstance(at.backend, SupportsAudit) else bool
         self._claims: dict[tuple[str, str], str] = {}
         """Which volume of the backend carries a record."""
-        busy = {one.backend_volume_id for one in at.list(Intent)}
+        busy = {one.backend_volume_id for one in at.list(Intent)}  # all, or it is refused
         self.listed = set(at.backend.walk())
         ids = sorted(self.listed - busy)
         for start in range(0, len(ids), TOGETHER):
@@ -202,6 +202,9 @@ class _Reading:
             else:
                 self._lost_snapshot(facts, part.key)
         if isinstance(main, TrashedVolume) and len(members) < len(main.snapshots):
+            if main.added:  # not ours to write otherwise
+                self._unreadable(facts, str(main.KIND), main.key, f"it has {main.added[0]}")
+                return
             main = main.but(snapshots=tuple(members))
         self._compare_size(facts, volume or main)
         known = {one.backend_id for one in parts}
@@ -223,14 +226,9 @@ class _Reading:
         for place, raw in rows.items():
             kind, _, key = place.partition("/")
             try:
-                record = KINDS[kind].decode(raw)
-            except (IntegrityError, KeyError) as err:
-                self._fault(
-                    FaultKind.RECORD_UNREADABLE,
-                    facts.volume_id,
-                    f"It carries a {kind} record {key!r} that this server cannot read: {err}.",
-                    "use the newer server if there is one, else adopt the image.",
-                )
+                record = KINDS[kind].decode(raw, key)
+            except (IntegrityError, PreconditionError, KeyError) as err:
+                self._unreadable(facts, kind, key, str(err))
                 continue
             if record.key == key and getattr(record, "state", State.READY) is State.READY:
                 found.append(record)
@@ -254,6 +252,14 @@ class _Reading:
                 continue
             self._claims[place] = facts.volume_id
             self.wanted[place] = record.encode()
+
+    def _unreadable(self, facts: VolumeFacts, kind: str, key: str, why: str) -> None:
+        self._fault(
+            FaultKind.RECORD_UNREADABLE,
+            facts.volume_id,
+            f"It carries a {kind} record {key!r} that this server cannot read: {why}.",
+            "use the newer server if there is one, else adopt the image.",
+        )
 
     def _without_record(self, facts: VolumeFacts, main_count: int, row_count: int) -> None:
         if main_count > 1 or row_count:

@@ -101,7 +101,9 @@ class Schedule:
         """Tell whether a scrub of the pool was cancelled or failed a short while ago."""
         ended = (
             operation.end_time_ns
-            for operation in pool.list(Operation, wanted=lambda o: o.action == SCRUB)
+            for operation in pool.list(
+                Operation, wanted=lambda o: o.action == SCRUB, leave_newer=True
+            )
             if operation.phase in (Phase.CANCELLED, Phase.FAILED)
         )
         rest_s = min(REST_S, self._settings.interval_s)

@@ -90,6 +90,7 @@ class Snapshots:
             after=after,
             limit=limit,
             wanted=lambda s: s.state is State.READY,
+            leave_newer=True,
         )
 
     def rename(self, pool: str, volume: str, name: str, new_name: str) -> Snapshot:

@@ -74,6 +74,7 @@ class Trash:
             after=after,
             limit=limit,
             wanted=lambda trashed: wanted is None or wanted(trashed.volume),
+            leave_newer=True,
         )
 
     def put(self, at: Pool, volume: Volume, snapshots: Sequence[Snapshot]) -> TrashedVolume:
@@ -152,7 +153,11 @@ class Trash:
         for name in self._pools.names():
             at = self._pools.open(name)
             try:
-                over = at.list(TrashedVolume, wanted=lambda t: t.purge_time_ns <= time_ns)
+                over = at.list(
+                    TrashedVolume,
+                    wanted=lambda t: t.purge_time_ns <= time_ns and not t.added,
+                    leave_newer=True,
+                )
                 for trashed in over:
                     self._purge(at, trashed)
                     count += 1

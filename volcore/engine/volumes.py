@@ -119,6 +119,7 @@ class Volumes:
             after=after,
             limit=limit,
             wanted=lambda v: v.state is State.READY and (wanted is None or wanted(v)),
+            leave_newer=True,
         )
 
     def list_with_deleted(

@@ -21,7 +21,16 @@ from typing import Final
 
 import structlog
 
-from volcore.engine.pool import Pool, drop, image_lock, now_ns, put, unchanged, volume_lock
+from volcore.engine.pool import (
+    LeavingNewer,
+    Pool,
+    drop,
+    image_lock,
+    now_ns,
+    put,
+    unchanged,
+    volume_lock,
+)
 from volcore.engine.pools import Pools
 from volcore.engine.stock import Shortage, Taken, ids
 from volcore.errors import NotFoundError, OperationPendingError, Reason, VolcoreError
@@ -84,12 +93,18 @@ def claim(
 
 
 def load(pool: Pool) -> None:
-    """Take over the clones that a server before has left; what it was making or deleting goes."""
+    """Take over the clones that a server before has left; what it was making or deleting goes.
+
+    Those of newer servers, or of their images, stay as they are.
+    """
     lines: dict[tuple[str, int], list[WarmClone]] = {}
     images: dict[str, Image | None] = {}
-    for clone in pool.list(WarmClone):
+    for clone in pool.list(WarmClone, wanted=lambda one: not one.added, leave_newer=True):
         if clone.image not in images:
-            images[clone.image] = pool.find(Image, clone.image)
+            with LeavingNewer():
+                images[clone.image] = pool.find(Image, clone.image)
+        if clone.image not in images:
+            continue
         image = images[clone.image]
         ready = image is not None and image.state is State.READY and image.id == clone.image_id
         if clone.state is State.READY and ready and pool.stock.count_max:

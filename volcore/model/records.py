@@ -1,53 +1,17 @@
-"""The records of the catalog: frozen values with a stable JSON form.
+"""The records of the catalog: frozen values with a stable JSON form (`record.py`).
 
-Each record encodes to canonical JSON (sorted keys, no spaces) with a format number `v`; equal bytes
-mean equal records, which is what the catalog compares. A record of a newer format is refused, never
-rewritten. Times are integer nanoseconds since the epoch, UTC.
+Times are integer nanoseconds since the epoch, UTC.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
-from typing import Any, ClassVar, Final, Self, get_origin, get_type_hints
+from typing import ClassVar
 
-from volcore.errors import IntegrityError, Reason
 from volcore.model.checks import Check, Finding
 from volcore.model.intents import IntentAction as IntentAction
-
-FORMAT: Final = 1
-_RAW: Final = "_raw"
-_LATER: Final = {"later": True}
-"""Marks a field added after format 1 was in use: absent from the JSON form while it has its
-default, so that older records keep their bytes, which the catalog compares."""
-
-
-class Kind(StrEnum):
-    """Kinds of catalog records; a record's key is unique within its kind."""
-
-    VOLUME = "volume"
-    """key: volume name."""
-    SNAPSHOT = "snapshot"
-    """key: volume name / snapshot name."""
-    GROUP_SNAPSHOT = "group_snapshot"
-    """key: group snapshot name."""
-    IMAGE = "image"
-    """key: image name."""
-    ATTACHMENT = "attachment"
-    """key: volume name / host."""
-    OPERATION = "operation"
-    """key: operation id."""
-    INTENT = "intent"
-    """key: intent id."""
-    TRASH = "trash"
-    """key: volume name / volume id."""
-    HEALTH = "health"
-    """key: `pool`; there is one."""
-    WARM_CLONE = "warm_clone"
-    """key: image name / id."""
-    FENCED_HOST = "fenced_host"
-    """key: host."""
+from volcore.model.record import LATER
+from volcore.model.record import Kind as Kind
+from volcore.model.record import Record as Record
 
 
 class State(StrEnum):
@@ -73,130 +37,6 @@ class AccessMode(StrEnum):
     READ_ONLY = "READ_ONLY"
     READ_WRITE_SHARED = "READ_WRITE_SHARED"
     """Several hosts write at a time."""
-
-
-class Record:
-    """Base of all records: canonical encoding and strict decoding."""
-
-    KIND: ClassVar[Kind]
-
-    @property
-    def key(self) -> str:
-        """Key of this record within its kind."""
-        raise AssertionError("each record names its key")
-
-    def encode(self) -> bytes:
-        """Return the canonical JSON form; made once, since records never change."""
-        made: bytes | None = self.__dict__.get(_RAW)
-        if made is None:
-            made = _ENCODER.encode({"v": FORMAT, **_fields(self)}).encode()
-            self.__dict__[_RAW] = made
-        return made
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Self:
-        """Return the record that `raw` holds.
-
-        Raises:
-            IntegrityError: BAD_RECORD, when it is not such a record, or of a newer format.
-        """
-        try:
-            body = _DECODER.decode(raw.decode())
-            found = body.pop("v")
-            if found != FORMAT:
-                raise IntegrityError(
-                    f"a {cls.KIND} record has format {found}, this server knows {FORMAT}; "
-                    "it was left alone: use the newer server",
-                    reason=Reason.BAD_RECORD,
-                )
-            readers = _readers(cls)
-            added = body.keys() - readers.names
-            made = cls(**readers.read({k: body[k] for k in body.keys() - added} if added else body))
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
-            raise IntegrityError(
-                f"a {cls.KIND} record of the catalog cannot be read: {err}; restore the catalog",
-                reason=Reason.BAD_RECORD,
-            ) from err
-        if not added:  # else it is not ours to write again as it is
-            made.__dict__[_RAW] = raw
-        return made
-
-    def but(self, **changes: Any) -> Self:
-        """Return a copy with `changes` and the next revision, where the record has one."""
-        if hasattr(self, "revision"):
-            changes.setdefault("revision", self.revision + 1)
-        return replace(self, **changes)  # type: ignore[type-var]
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a record or of a value in it, without copying what is in them."""
-    kind = type(record)
-    if kind not in _FIELDS:
-        _FIELDS[kind] = [
-            (one.name, one.default if one.metadata else _ALWAYS) for one in fields(kind)
-        ]
-    return {
-        name: value
-        for name, default in _FIELDS[kind]
-        if (value := getattr(record, name)) is not default and value != default
-    }
-
-
-_ALWAYS: Final = object()
-"""Stands for the default of a field that is written whatever its value."""
-_FIELDS: Final[dict[Any, list[tuple[str, Any]]]] = {}
-_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_fields)
-"""Made once: a record is written and compared in its JSON form several times in each change."""
-
-_DECODER: Final = json.JSONDecoder()
-
-
-class _Readers:
-    """How the fields of a record, or of a value in it, are rebuilt from their JSON form."""
-
-    def __init__(self, kind: Any) -> None:
-        hints = get_type_hints(kind)
-        hints.pop("KIND", None)
-        self.names = frozenset(hints)
-        pairs = ((name, _reader(hint)) for name, hint in hints.items())
-        self._special = [(name, reader) for name, reader in pairs if reader is not None]
-
-    def read(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Rebuild what is no plain value, in place."""
-        for name, reader in self._special:
-            if name in body:
-                body[name] = reader(body[name])
-        return body
-
-
-_READERS: Final[dict[Any, _Readers]] = {}
-
-
-def _readers(kind: Any) -> _Readers:
-    """Return the readers of a record's class, which are worked out once."""
-    found = _READERS.get(kind)
-    if found is None:
-        found = _READERS[kind] = _Readers(kind)
-    return found
-
-
-def _reader(hint: Any) -> Callable[[Any], Any] | None:
-    """Return what rebuilds a value of this type: enums, tuples, nested values; None: it stays."""
-    if get_origin(hint) is tuple:
-        part = _reader(hint.__args__[0])
-        return tuple if part is None else lambda value: tuple(map(part, value))
-    for candidate in getattr(hint, "__args__", ()) or (hint,):
-        if isinstance(candidate, type) and issubclass(candidate, StrEnum):
-            return {member.value: member for member in candidate}.__getitem__
-        if isinstance(candidate, type) and hasattr(candidate, "__dataclass_fields__"):
-            return partial(_nested, candidate)
-    return None
-
-
-def _nested(kind: type, value: Any) -> Any:
-    if value is None:
-        return None
-    return kind(**_readers(kind).read(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +65,7 @@ class Volume(Record):
     create_time_ns: int
     request_size_bytes: int = 0
     """Size that the creating call asked for (0: the source's); a repeat is compared with it."""
-    undeleted_from: str = field(default="", metadata=_LATER)
+    undeleted_from: str = field(default="", metadata=LATER)
     """Name that it had in the trash, if it came back from there."""
     revision: int = 1
 
@@ -253,9 +93,9 @@ class Snapshot(Record):
     labels: dict[str, str] = field(default_factory=dict)
     create_time_ns: int
     revision: int = 1
-    group_id: str = field(default="", metadata=_LATER)
+    group_id: str = field(default="", metadata=LATER)
     """Id of the group snapshot that it is part of, which has the same name."""
-    renamed_from: str = field(default="", metadata=_LATER)
+    renamed_from: str = field(default="", metadata=LATER)
     """Its name before the last rename: a repeat of that is told from a mistake."""
 
     @property
@@ -326,7 +166,7 @@ class Image(Record):
     """Format it was imported from, `snapshot` when it was published, or `rbd` when adopted."""
     published_from: str = ""
     """`volume/snapshot` key and id when published, `rbd://...` when adopted, else empty."""
-    source_path: str = field(default="", metadata=_LATER)
+    source_path: str = field(default="", metadata=LATER)
     """File on the server that it was imported from, empty if it was not: bad blocks may be healed
     from there. Never shown."""
     state: State
@@ -377,11 +217,11 @@ class Attachment(Record):
     access_mode: AccessMode
     create_time_ns: int
     revision: int = 1
-    hand_over_from: str = field(default="", metadata=_LATER)
+    hand_over_from: str = field(default="", metadata=LATER)
     """Host whose right to write it was made to take over; such an attachment has its own export."""
-    standby: bool = field(default=False, metadata=_LATER)
+    standby: bool = field(default=False, metadata=LATER)
     """It may read but not write now: before the hand-over its target, after it its source."""
-    client_addresses: tuple[str, ...] = field(default=(), metadata=_LATER)
+    client_addresses: tuple[str, ...] = field(default=(), metadata=LATER)
     """Addresses of the host that the caller named, see `volcore.model.addresses`."""
 
     @property
@@ -422,9 +262,9 @@ class Operation(Record):
     error_message: str = ""
     create_time_ns: int
     end_time_ns: int = 0
-    check: Check | None = field(default=None, metadata=_LATER)
+    check: Check | None = field(default=None, metadata=LATER)
     """What a verify or scrub was asked and has found."""
-    obstacle: str = field(default="", metadata=_LATER)
+    obstacle: str = field(default="", metadata=LATER)
     """Why it cannot go on now; it is tried again by itself."""
     revision: int = 1
 
@@ -453,7 +293,7 @@ class Intent(Record):
     backend_volume_id: str = ""
     backend_snapshot_id: str = ""
     size_bytes: int = 0
-    target_name: str = field(default="", metadata=_LATER)
+    target_name: str = field(default="", metadata=LATER)
     """What a released volume's storage shall be called."""
     owner: str
     """Server that works on it."""

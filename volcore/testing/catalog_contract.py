@@ -121,6 +121,21 @@ class CatalogContract:
         assert catalog.list(Kind.VOLUME, prefix="a/", after="b/0") == []
         assert len(catalog.list(Kind.VOLUME, prefix="b/", after="a/5")) == 7
 
+    def test_unknown(self, catalog: Catalog) -> None:
+        """What only a newer server knows is found, and is in nobody's way."""
+        assert catalog.unknown(10) == []
+        ours = [Change(kind=kind, key="same", value=b"ours") for kind in Kind]
+        kinds = ("a", "volum", "volume_2", "z")
+        theirs = [(kind, f"k/{number}", b"theirs") for kind in kinds for number in range(2)]
+        strange = [
+            Change(kind=kind, key=key, value=raw)  # type: ignore[arg-type]
+            for kind, key, raw in theirs
+        ]
+        catalog.commit([*ours, *strange])
+        assert catalog.unknown(10) == theirs
+        assert catalog.unknown(3) == theirs[:3]
+        assert all(catalog.list(kind) == [("same", b"ours")] for kind in Kind)
+
     def test_count(self, catalog: Catalog) -> None:
         """Records below a prefix are counted up to the limit, those of other kinds not at all."""
         keys = [*(f"a/{number}" for number in range(5)), "ab"]

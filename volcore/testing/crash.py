@@ -72,6 +72,11 @@ class CrashingCatalog(Catalog):
         self._switch.alive()
         return self._inner.list(kind, prefix=prefix, after=after, limit=limit)
 
+    def unknown(self, limit: int) -> Sequence[tuple[str, str, bytes]]:
+        """See `Catalog.unknown`."""
+        self._switch.alive()
+        return self._inner.unknown(limit)
+
     def commit(self, changes: Sequence[Change]) -> None:
         """See `Catalog.commit`."""
         self._switch.step()

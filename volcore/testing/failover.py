@@ -27,7 +27,7 @@ from volcore.client import Client
 from volcore.errors import NotFoundError
 from volcore.limits import MIB
 from volcore.testing.cluster import CephAccess, CephCluster
-from volcore.testing.server import RunningServer
+from volcore.testing.server import SERVER_MODULE, RunningServer
 from volcore.v1 import volume_pb2
 
 POOL: Final = "pools/p"
@@ -42,12 +42,23 @@ _POLL_S: Final = 0.02
 
 
 class Pair:
-    """Two servers on one pool: the one that has it, and the other."""
+    """Two servers on one pool: the one that has it, and the other.
 
-    def __init__(self, access: CephAccess, pool: str, directory: Path, *, more: str = "") -> None:
+    `modules` run instead of `volcore` itself, see `RunningServer`.
+    """
+
+    def __init__(
+        self,
+        access: CephAccess,
+        pool: str,
+        directory: Path,
+        *,
+        more: str = "",
+        modules: tuple[str, str] = (SERVER_MODULE, SERVER_MODULE),
+    ) -> None:
         lines = f'backend = "rbd"\npool = "{pool}"\nceph_conf = "{access.conf_path}"\n{more}'
-        self.leader = RunningServer(directory / "a", lines)
-        self.other = RunningServer(directory / "b", lines)
+        self.leader = RunningServer(directory / "a", lines, module=modules[0])
+        self.other = RunningServer(directory / "b", lines, module=modules[1])
         self.endpoint = f"{self.leader.endpoint},{self.other.endpoint}"
 
     @contextmanager

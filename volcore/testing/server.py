@@ -14,6 +14,7 @@ from volcore.client import Client
 from volcore.errors import VolcoreError
 from volcore.v1.pool_pb2 import PoolShortPath
 
+SERVER_MODULE: Final = "volcore.cli.main"
 START_S: Final = 60.0
 STOP_S: Final = 60.0
 PROOF_S: Final = 60.0
@@ -42,7 +43,7 @@ class RunningServer:
         pool_lines: str = "",
         *,
         wrapper: Sequence[str] = (),
-        module: str = "volcore.cli.main",
+        module: str = SERVER_MODULE,
         listen: Sequence[str] = (),
         server_lines: str = "",
         nbd_lines: str = "",

@@ -124,7 +124,8 @@ class PoolServiceServicer:
         """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
         of the others; without it the export is not complete.
 
-        Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION a record is of a newer server: ask that one; UNAVAILABLE its
+        storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +136,7 @@ class PoolServiceServicer:
         not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
 
         Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
-        empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+        empty, or a record is of a newer server; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
         RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
         cannot be reached: repeat the call.
         """
@@ -149,8 +150,8 @@ class PoolServiceServicer:
         storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
         everything. Repeating is safe.
 
-        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
-        no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records, or some of a newer server;
+        UNIMPLEMENTED the storage carries no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
         UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -65,14 +65,15 @@ class PoolServiceStub:
     """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
     of the others; without it the export is not complete.
 
-    Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION a record is of a newer server: ask that one; UNAVAILABLE its
+    storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
     """
     ImportCatalog: _grpc.StreamUnaryMultiCallable[_pool_service_pb2.ImportCatalogRequest, _pool_service_pb2.ImportCatalogResponse]
     """Writes the records of an export into an empty catalog, all or none; for a pool whose catalog was lost. The storage is
     not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
 
     Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
-    empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+    empty, or a record is of a newer server; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
     RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
     cannot be reached: repeat the call.
     """
@@ -82,8 +83,8 @@ class PoolServiceStub:
     storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
     everything. Repeating is safe.
 
-    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
-    no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records, or some of a newer server;
+    UNIMPLEMENTED the storage carries no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
     UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
     """
 
@@ -124,14 +125,15 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
     of the others; without it the export is not complete.
 
-    Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION a record is of a newer server: ask that one; UNAVAILABLE its
+    storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
     """
     ImportCatalog: _aio.StreamUnaryMultiCallable[_pool_service_pb2.ImportCatalogRequest, _pool_service_pb2.ImportCatalogResponse]  # type: ignore[assignment]
     """Writes the records of an export into an empty catalog, all or none; for a pool whose catalog was lost. The storage is
     not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
 
     Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
-    empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+    empty, or a record is of a newer server; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
     RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
     cannot be reached: repeat the call.
     """
@@ -141,8 +143,8 @@ class PoolServiceAsyncStub(PoolServiceStub):
     storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
     everything. Repeating is safe.
 
-    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
-    no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+    Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records, or some of a newer server;
+    UNIMPLEMENTED the storage carries no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
     UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
     """
 
@@ -210,7 +212,8 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the records of a pool as JSON lines (docs/formats/export.md), while it is in use. The last line has a digest
         of the others; without it the export is not complete.
 
-        Errors: NOT_FOUND no such pool; UNAVAILABLE its storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
+        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION a record is of a newer server: ask that one; UNAVAILABLE its
+        storage cannot be reached; RESOURCE_EXHAUSTED too many streams.
         """
 
     @_abc_1.abstractmethod
@@ -223,7 +226,7 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         not touched; CheckPool tells afterwards what does not fit it. If exactly these records are there, nothing is done.
 
         Errors: INVALID_ARGUMENT it is no complete export; NOT_FOUND no such pool; FAILED_PRECONDITION the catalog is not
-        empty; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
+        empty, or a record is of a newer server; OUT_OF_RANGE the export has more than 64 MiB; UNIMPLEMENTED the pool keeps its catalog with its storage;
         RESOURCE_EXHAUSTED the pool is full, or too many streams; DATA_LOSS a record cannot be read; UNAVAILABLE the storage
         cannot be reached: repeat the call.
         """
@@ -239,8 +242,8 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         storage carries is not changed. The last message, and no other, has `end`; a stream without it has not done
         everything. Repeating is safe.
 
-        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records; UNIMPLEMENTED the storage carries
-        no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
+        Errors: NOT_FOUND no such pool; FAILED_PRECONDITION the catalog has other records, or some of a newer server;
+        UNIMPLEMENTED the storage carries no records; RESOURCE_EXHAUSTED the pool is full, or too many streams; ABORTED another call changes the pool;
         UNAVAILABLE the storage cannot be reached, or too much is going on: repeat the call.
         """
 
