@@ -152,8 +152,9 @@ def test_what_is_refused(bench, tmp_path):
             bench.engine.exports.put("p", data)
     with pytest.raises(IntegrityError):
         bench.engine.exports.put("p", signed(head + forged))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(PreconditionError) as newer:
         bench.engine.exports.put("p", signed(head + line.replace(b'"v":1', b'"v":2')))
+    assert newer.value.reason is Reason.RECORD_NEWER
     with pytest.raises(InvalidArgumentError, match="kind"):
         bench.engine.exports.put("p", signed(head + line.replace(b'"volume"', b'"intent"', 1)))
     with pytest.raises(OutOfRangeError):
