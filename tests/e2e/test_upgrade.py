@@ -1,6 +1,7 @@
 """An older and a newer server side by side on one real Ceph: each may take the pool over."""
 
 import time
+from contextlib import ExitStack
 
 import pytest
 from rbd_backend.pools import raw_pool
@@ -49,7 +50,11 @@ def test_back_and_forth(ceph_cluster, ceph_pool, tmp_path):
     """Goal: an older server loses nothing newer. Method: newer, older, newer; compare bytes."""
     more = 'user = "admin"\ndirect_clone = false\n'
     pair = Pair(ceph_cluster, ceph_pool, tmp_path, more=more, modules=(NEWER, SERVER_MODULE))
-    with pair.running(), pair.client() as client:
+    with ExitStack() as stack:
+        for server in (pair.leader, pair.other):
+            stack.callback(server.kill)
+            server.start(standby=server is pair.other)
+        client = stack.enter_context(pair.client())
         for name, labels in zip(NAMES, ({FORMAT_LABEL: "2"}, {ZONE_LABEL: "b"}, {}), strict=True):
             client.create_volume(volume(name), size_bytes=SIZE, labels=labels)
         client.create_snapshot(f"{volume('later')}/snapshots/s")

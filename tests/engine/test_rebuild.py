@@ -269,6 +269,11 @@ def test_what_is_doubtful_is_left_out(ceph_cluster, ceph_pool):
             (FaultKind.TRASH_WITHOUT_ROW, backend_ids["deleted"]),
         }
         assert {one.name for one in site.pool.list(Volume)} == {"v", "grown"}
+        *faults, _ = Audit(site.engine.pools, (0.0,)).run("p", repair=True)
+        left = {one.subject: one.remedy for one in faults if not one.mended}
+        assert "volume 'newer' is of a newer server" in left[backend_ids["newer"]]
+        newer = backend_ids["newer"]
+        assert site.backend.carried([newer]) == {newer: {"volume/newer": b'{"v":99}'}}
 
 
 def write_rows(ioctx, image_id: str, rows: dict[str, bytes]) -> None:

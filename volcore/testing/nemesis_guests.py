@@ -1,7 +1,8 @@
 """Guests of the nemesis: a process that writes a sequence of blocks which prove themselves.
 
 Through librbd, where no server of volcore is in the path, or through NBD, where it connects again
-when it is cut off and repeats what it had not flushed, as QEMU does. It reads back what it wrote,
+when it is cut off and repeats what it had not flushed; QEMU repeats only what was not answered, and
+is as safe without a write cache (docs/availability.md, "A VM moves"). It reads back what it wrote,
 and notes when it had to wait. At SIGTERM it reads everything and prints a line of JSON.
 """
 
