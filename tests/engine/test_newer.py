@@ -19,7 +19,7 @@ from volcore.model.records import AccessMode, Kind, Phase, SourceKind, TrashedVo
 SIZE = 8 * MIB
 FAR_NS = 100 * 24 * 3600 * 10**9
 LATER = {"v": 2, "zone": {"name": "b"}}
-VOLUMES = ("plain", "format", "word", "added", "half", "held")
+VOLUMES = ("plain", "format", "word", "added", "half", "held", "busy")
 
 
 def changed(raw, **more):
@@ -35,7 +35,7 @@ def fill(bench):
     """Make what there is before a newer server comes."""
     for name in VOLUMES:
         bench.engine.volumes.create("p", CreateVolume(name=name, size_bytes=SIZE))
-    for name in ("plain", "format", "half"):
+    for name in ("plain", "format", "half", "busy"):
         bench.engine.snapshots.create("p", name, "s")
     for name in ("gold", "golder"):
         bench.engine.images.publish("p", name, "plain", "s")
@@ -74,7 +74,8 @@ def plants(bench):
             "owner": "newer",
             "create_time_ns": 1,
         },
-        (Kind.INTENT, "later"): LATER,
+        (Kind.INTENT, pool.volume("busy").id): LATER,
+        (Kind.INTENT, pool.snapshot("busy", "s").id): LATER,
         ("backup", "b/1"): {"v": 1, "of": "plain"},
     }
     return {
@@ -188,6 +189,9 @@ def test_calls_leave_them_alone(site):
         partial(engine.snapshots.delete, "p", "half", "s"),
         partial(engine.snapshots.rename, "p", "half", "s", "t"),
         partial(engine.volumes.delete, "p", "held"),
+        partial(engine.volumes.delete, "p", "busy", force=True, purge=True),
+        partial(engine.volumes.resize, "p", "busy", 2 * SIZE),
+        partial(engine.snapshots.delete, "p", "busy", "s"),
         partial(engine.attachments.get, "p", "held", "h"),
         partial(engine.images.delete, "p", "golder"),
         partial(engine.images.publish, "p", "golder", "plain", "s"),
@@ -222,9 +226,9 @@ def test_what_was_added_is_read_and_kept(site):
 def test_lists_and_work_go_on(site):
     """Goal: nobody else waits for a newer server. Method: lists, figures, background work."""
     engine, pool = site.bench.engine, site.bench.pool
-    assert names(engine.volumes.list("p", limit=100)) == ["added", "half", "held", "plain"]
-    assert names(engine.volumes.list("p", limit=2, after="added")) == ["half", "held"]
-    assert names(engine.snapshots.list("p", limit=100)) == ["format/s", "plain/s"]
+    assert names(engine.volumes.list("p", limit=100)) == ["added", "busy", "half", "held", "plain"]
+    assert names(engine.volumes.list("p", limit=2, after="busy")) == ["half", "held"]
+    assert names(engine.snapshots.list("p", limit=100)) == ["busy/s", "format/s", "plain/s"]
     assert names(engine.images.list("p", limit=100)) == ["gold"]
     assert engine.attachments.list("p", limit=100) == []
     assert engine.group_snapshots.list("p", limit=100) == []
@@ -233,7 +237,7 @@ def test_lists_and_work_go_on(site):
     listed = {one.id: one.phase for one in engine.operations.list("p", limit=100)}
     assert listed["defragment"] is listed["import"] is Phase.RUNNING
     figures = engine.pools.get("p")
-    assert (figures.volume_count, figures.image_count, figures.health) == (4, 1, None)
+    assert (figures.volume_count, figures.image_count, figures.health) == (5, 1, None)
     engine.operations.forget(pool, FAR_NS + now_ns())
     assert engine.trash.look(FAR_NS + now_ns()) == 0
     engine.warm.step(pool)

@@ -77,12 +77,14 @@ class Deletions:
         Returns the operation that frees it; None when that is done.
 
         Raises:
-            PreconditionError: VOLUME_IN_USE, this server has it open.
+            PreconditionError: VOLUME_IN_USE, this server has it open; RECORD_NEWER, a record, or
+                what a newer server has begun with the subject.
             OperationPendingError: one of the records has changed, or the subject has an intent.
             ExhaustedError: TOO_MANY_REQUESTS, too much waits already.
         """
         gone = list(map(drop, records))
         if at.backend.caps.joins_catalog:
+            at.find(Intent, intent.id)  # one of a newer server is in the way
             with at.catalog.transaction():
                 at.catalog.commit(gone)
                 _free(at, intent)
@@ -95,6 +97,8 @@ class Deletions:
         except VolcoreError as err:
             if err.reason is not Reason.CATALOG_CONFLICT:  # perhaps it is there all the same
                 self._take(self._operations.track(at, operation), delay_s=DELETE_RETRY_S_MIN)
+            else:
+                at.find(Intent, intent.id)  # one of a newer server never goes away here
             raise
         work = self._operations.track(at, operation)
         is_snapshot = intent.action is IntentAction.DELETE_SNAPSHOT

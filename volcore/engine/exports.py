@@ -63,12 +63,7 @@ class Exports:
             UnavailableError: the storage cannot be reached.
         """
         at = self._pools.open(pool)
-        for kind, key, _ in at.catalog.unknown(1):
-            raise PreconditionError(
-                f"the catalog of pool {pool!r} has records of a newer server ({kind} {key!r}), "
-                "which this one cannot judge; export with that server",
-                reason=Reason.RECORD_NEWER,
-            )
+        refuse_unknown(at)
         digest = hashlib.sha256()
         head = {"format": NAME, "pool": pool, "time_ns": now_ns(), "v": FORMAT}
         count = 0
@@ -128,6 +123,20 @@ class Exports:
                     ]
                 )
         return len(wanted)
+
+
+def refuse_unknown(at: Pool) -> None:
+    """Refuse a catalog with records of kinds that only a newer server knows.
+
+    Raises:
+        PreconditionError: RECORD_NEWER.
+    """
+    for kind, key, _ in at.catalog.unknown(1):
+        raise PreconditionError(
+            f"the catalog of pool {at.name!r} has records of a newer server ({kind} {key!r}), "
+            "which this one cannot judge; ask that server",
+            reason=Reason.RECORD_NEWER,
+        )
 
 
 def read(data: bytes) -> Contents:

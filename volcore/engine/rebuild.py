@@ -17,7 +17,7 @@ from volcore.backends.auditing import SupportsAudit
 from volcore.backends.carrying import SupportsCarry
 from volcore.backends.contract import VolumeFacts
 from volcore.catalog.contract import ABSENT, Change
-from volcore.engine.exports import KINDS, Contents
+from volcore.engine.exports import KINDS, Contents, refuse_unknown
 from volcore.engine.pool import Pool, image_lock, volume_lock
 from volcore.engine.pools import Pools
 from volcore.errors import (
@@ -73,7 +73,7 @@ class Rebuild:
         Raises:
             NotFoundError: POOL_NOT_FOUND.
             NotSupportedError: CAPABILITY_ABSENT, the storage carries no records.
-            PreconditionError: CATALOG_NOT_EMPTY; RECORD_NEWER, a newer server has begun something.
+            PreconditionError: CATALOG_NOT_EMPTY; RECORD_NEWER, a newer server has been here.
             ExhaustedError: POOL_FULL.
             UnavailableError: the storage cannot be reached.
         """
@@ -85,6 +85,7 @@ class Rebuild:
                 "storage; restore the whole directory from a copy",
                 reason=Reason.CAPABILITY_ABSENT,
             )
+        refuse_unknown(at)
         at.making.flush()
         _flush(at)
         reading = None

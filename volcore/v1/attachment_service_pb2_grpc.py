@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class AttachmentServiceStub:
     """Attachments of volumes to hosts. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def __init__(self, channel):
@@ -64,6 +65,7 @@ class AttachmentServiceStub:
 
 class AttachmentServiceServicer:
     """Attachments of volumes to hosts. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def AttachVolume(self, request, context):
@@ -157,6 +159,7 @@ def add_AttachmentServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AttachmentService:
     """Attachments of volumes to hosts. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AttachmentServiceStub:
-    """Attachments of volumes to hosts. Every mutating call may be repeated blindly."""
+    """Attachments of volumes to hosts. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -69,7 +71,9 @@ class AttachmentServiceStub:
 
 @_typing.type_check_only
 class AttachmentServiceAsyncStub(AttachmentServiceStub):
-    """Attachments of volumes to hosts. Every mutating call may be repeated blindly."""
+    """Attachments of volumes to hosts. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AttachVolume: _aio.UnaryUnaryMultiCallable[_attachment_service_pb2.AttachVolumeRequest, _attachment_service_pb2.AttachVolumeResponse]  # type: ignore[assignment]
@@ -107,7 +111,9 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
     """
 
 class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Attachments of volumes to hosts. Every mutating call may be repeated blindly."""
+    """Attachments of volumes to hosts. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_abc_1.abstractmethod
     def AttachVolume(

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class GroupSnapshotServiceStub:
     """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def __init__(self, channel):
@@ -59,6 +60,7 @@ class GroupSnapshotServiceStub:
 
 class GroupSnapshotServiceServicer:
     """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def CreateGroupSnapshot(self, request, context):
@@ -136,6 +138,7 @@ def add_GroupSnapshotServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GroupSnapshotService:
     """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GroupSnapshotServiceStub:
-    """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly."""
+    """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -62,7 +64,9 @@ class GroupSnapshotServiceStub:
 
 @_typing.type_check_only
 class GroupSnapshotServiceAsyncStub(GroupSnapshotServiceStub):
-    """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly."""
+    """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateGroupSnapshot: _aio.UnaryUnaryMultiCallable[_group_snapshot_service_pb2.CreateGroupSnapshotRequest, _group_snapshot_service_pb2.CreateGroupSnapshotResponse]  # type: ignore[assignment]
@@ -93,7 +97,9 @@ class GroupSnapshotServiceAsyncStub(GroupSnapshotServiceStub):
     """
 
 class GroupSnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly."""
+    """Snapshots of several volumes at one instant. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_abc_1.abstractmethod
     def CreateGroupSnapshot(

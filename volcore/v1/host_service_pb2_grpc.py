@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class HostServiceStub:
     """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def __init__(self, channel):
@@ -59,6 +60,7 @@ class HostServiceStub:
 
 class HostServiceServicer:
     """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def FenceHost(self, request, context):
@@ -141,6 +143,7 @@ def add_HostServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class HostService:
     """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     @staticmethod

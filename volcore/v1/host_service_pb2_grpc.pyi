@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class HostServiceStub:
-    """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly."""
+    """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -67,7 +69,9 @@ class HostServiceStub:
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
-    """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly."""
+    """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FenceHost: _aio.UnaryUnaryMultiCallable[_host_service_pb2.FenceHostRequest, _host_service_pb2.FenceHostResponse]  # type: ignore[assignment]
@@ -103,7 +107,9 @@ class HostServiceAsyncStub(HostServiceStub):
     """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly."""
+    """Hosts that are cut off from their volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_abc_1.abstractmethod
     def FenceHost(

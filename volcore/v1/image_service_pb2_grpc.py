@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class ImageServiceStub:
     """Golden images. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def __init__(self, channel):
@@ -79,6 +80,7 @@ class ImageServiceStub:
 
 class ImageServiceServicer:
     """Golden images. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def ImportImage(self, request_iterator, context):
@@ -226,6 +228,7 @@ def add_ImageServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ImageService:
     """Golden images. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     @staticmethod

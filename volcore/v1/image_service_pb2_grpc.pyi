@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ImageServiceStub:
-    """Golden images. Every mutating call may be repeated blindly."""
+    """Golden images. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -96,7 +98,9 @@ class ImageServiceStub:
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
-    """Golden images. Every mutating call may be repeated blindly."""
+    """Golden images. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportImage: _aio.StreamStreamMultiCallable[_image_service_pb2.ImportImageRequest, _image_service_pb2.ImportImageResponse]  # type: ignore[assignment]
@@ -161,7 +165,9 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Golden images. Every mutating call may be repeated blindly."""
+    """Golden images. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_abc_1.abstractmethod
     def ImportImage(

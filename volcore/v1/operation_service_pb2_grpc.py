@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class OperationServiceStub:
     """Long work: look, wait, cancel.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def __init__(self, channel):
@@ -59,6 +60,7 @@ class OperationServiceStub:
 
 class OperationServiceServicer:
     """Long work: look, wait, cancel.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def GetOperation(self, request, context):
@@ -131,6 +133,7 @@ def add_OperationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class OperationService:
     """Long work: look, wait, cancel.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     @staticmethod

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class SnapshotServiceStub:
     """Snapshots of volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def __init__(self, channel):
@@ -74,6 +75,7 @@ class SnapshotServiceStub:
 
 class SnapshotServiceServicer:
     """Snapshots of volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def CreateSnapshot(self, request, context):
@@ -201,6 +203,7 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SnapshotService:
     """Snapshots of volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SnapshotServiceStub:
-    """Snapshots of volumes. Every mutating call may be repeated blindly."""
+    """Snapshots of volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -85,7 +87,9 @@ class SnapshotServiceStub:
 
 @_typing.type_check_only
 class SnapshotServiceAsyncStub(SnapshotServiceStub):
-    """Snapshots of volumes. Every mutating call may be repeated blindly."""
+    """Snapshots of volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_service_pb2.CreateSnapshotRequest, _snapshot_service_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
@@ -139,7 +143,9 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
     """
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Snapshots of volumes. Every mutating call may be repeated blindly."""
+    """Snapshots of volumes. Every mutating call may be repeated blindly.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_abc_1.abstractmethod
     def CreateSnapshot(

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class VolumeServiceStub:
     """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def __init__(self, channel):
@@ -109,6 +110,7 @@ class VolumeServiceStub:
 
 class VolumeServiceServicer:
     """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     def CreateVolume(self, request, context):
@@ -350,6 +352,7 @@ def add_VolumeServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class VolumeService:
     """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VolumeServiceStub:
-    """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing."""
+    """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -136,7 +138,9 @@ class VolumeServiceStub:
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
-    """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing."""
+    """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.CreateVolumeRequest, _volume_service_pb2.CreateVolumeResponse]  # type: ignore[assignment]
@@ -241,7 +245,9 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing."""
+    """Volumes. Every mutating call may be repeated blindly: the same call again returns the same thing.
+    What a newer server has written is left out of lists; a call that names it answers FAILED_PRECONDITION (`RECORD_NEWER`).
+    """
 
     @_abc_1.abstractmethod
     def CreateVolume(
