@@ -14,9 +14,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from volcore.cli.connection import blockdev, tls_object
 from volcore.client import Client, RetryPolicy
-from volcore.errors import VolcoreError
 from volcore.testing.certificates import Authority
 from volcore.testing.cluster import CephCluster
 from volcore.testing.nemesis_site import TIED, Service
@@ -119,13 +121,14 @@ class Site:
 
     def _leader(self) -> Service | None:
         for service in self._services:
-            policy = RetryPolicy(tries_max=1)
             with (
-                suppress(VolcoreError),
-                Client(service.server.endpoint, retry=policy, timeout_s=2) as client,
+                suppress(grpc.RpcError),
+                grpc.insecure_channel(service.server.endpoint) as channel,
             ):
-                client.get_pool("pools/p")
-                return service
+                asking = health_pb2.HealthCheckRequest(service="pools/p")
+                answer = health_pb2_grpc.HealthStub(channel).Check(asking, timeout=2)
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return service
         return None
 
 
