@@ -164,3 +164,38 @@ def test_crash_at_every_step(ground, scenario, monkeypatch):
         if not switch.crashed:
             assert at > 8, "the scenario passed hardly a step"
             return
+
+
+class CutRename(CrashingImages):
+    """librbd, which dies after the first or the second of the three writes of a rename."""
+
+    def rename(self, ioctx, source, target) -> None:
+        raw = ioctx.read(f"rbd_id.{source}")
+        ioctx.write_full(f"rbd_id.{target}", raw)
+        self._switch.step()
+        names = b"".join(
+            len(one).to_bytes(4, "little") + one for one in (source.encode(), target.encode())
+        )
+        ioctx.execute("rbd_directory", "rbd", "dir_rename_image", names + raw)
+        self._switch.step()
+        raise AssertionError("nobody died")
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_crash_within_a_rename(ground, at, monkeypatch):
+    """Goal: one name, the right one. Method: librbd dies between its writes, another goes on."""
+    import rbd
+
+    ground.prepare()
+    session = ground.backend._session()
+    with monkeypatch.context() as patch, contextlib.suppress(Crash):
+        patch.setattr(session, "rbd", CutRename(session.rbd, CrashSwitch(at)))
+        started(ground.backend, ground.catalog).adoption.release("p", "ours", "renamed")
+    assert ground.check() == set()
+    assert set(rbd.RBD().list(ground.ioctx)) == {"renamed", "theirs"}
+    objects = {item.key for item in ground.ioctx.list_objects()}
+    assert {key for key in objects if key.startswith("rbd_id.")} == {
+        "rbd_id.renamed",
+        "rbd_id.theirs",
+    }
+    ground.clear()

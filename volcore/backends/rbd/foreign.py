@@ -162,9 +162,7 @@ def release(
     image_id = entry.image_id
     with session.handles.exclusive(volume_id, snapshots=True):
         _check(session, volume_id, image_id, target_name)
-        if session.headers.image_id(target_name) != image_id:
-            with translated(f"rename rbd image {volume_id} to {target_name}"):
-                session.rbd.rename(session.ioctx, volume_id, target_name)
+        _rename(session, volume_id, image_id, target_name)
         with (
             translated(f"give rbd image {target_name} back"),
             open_image(session.ioctx, image_id, read_only=False) as image,
@@ -175,6 +173,21 @@ def release(
         session.headers.unmark(image_id)
         session.directory.let_go(entry)
     session.forget(volume_id)
+
+
+def _rename(session: Session, volume_id: str, image_id: str, target_name: str) -> None:
+    """Give an image another name. Idempotent, also where librbd was killed in the middle of it.
+
+    librbd makes the new name's object, changes the list, and deletes the old name's object.
+    """
+    headers = session.headers
+    if headers.listed_id(target_name) != image_id:
+        if headers.named_id(target_name) == image_id:
+            headers.delete_name(target_name)  # else it is taken
+        with translated(f"rename rbd image {volume_id} to {target_name}"):
+            session.rbd.rename(session.ioctx, volume_id, target_name)
+    elif target_name != volume_id and headers.named_id(volume_id) == image_id:
+        headers.delete_name(volume_id)
 
 
 def _check(session: Session, volume_id: str, image_id: str, target_name: str) -> None:
