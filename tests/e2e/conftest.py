@@ -2,7 +2,6 @@
 
 import os
 import random
-import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 from rbd_backend.pools import has_head, raw_pool
 
 from volcore.limits import MIB
+from volcore.testing import local_judge
 from volcore.testing.cluster import CephAccess
 from volcore.testing.server import RunningServer
 from volcore.v1 import operation_pb2
@@ -54,32 +54,10 @@ class Site:
 
 class LocalSite(Site):
     def objects(self) -> set[str]:
-        database = sqlite3.connect(self.server.pool_directory / "volcore.db")
-        try:
-            return {row[0] for row in database.execute("SELECT volume_id FROM volume")}
-        finally:
-            database.close()
+        return local_judge.volumes(self.server.pool_directory)
 
     def leftovers(self) -> list[str]:
-        """Layer files without a row, and layers that no volume or snapshot leads to."""
-        database = sqlite3.connect(self.server.pool_directory / "volcore.db")
-        try:
-            reach = database.execute(
-                "WITH RECURSIVE live(id) AS (SELECT top_layer FROM volume UNION SELECT layer"
-                " FROM snapshot UNION SELECT parent_id FROM layer JOIN live USING (id)"
-                " WHERE parent_id IS NOT NULL) SELECT id FROM live"
-            )
-            live = {row[0] for row in reach}
-            rows = {row[0] for row in database.execute("SELECT id FROM layer")}
-            pages = {row[0] for row in database.execute("SELECT layer_id FROM page")}
-        finally:
-            database.close()
-        files = {int(path.stem) for path in (self.server.pool_directory / "layers").iterdir()}
-        return [
-            *(f"layer {row}" for row in rows - live),
-            *(f"pages of layer {row}" for row in pages - rows),
-            *(f"file of layer {number}" for number in files - rows),
-        ]
+        return local_judge.leftovers(self.server.pool_directory)
 
 
 class RbdSite(Site):

@@ -53,7 +53,7 @@ class _Image:
     snaps: dict[int, bool]
     """Snapshot to whether a user sees it; others wait in the trash for their last clone."""
     parent: tuple[str, int] | None
-    """Image id and snapshot."""
+    """Image id and snapshot; None, too, if it is in another pool."""
     children: dict[int, set[str]]
 
 
@@ -164,7 +164,8 @@ class Judge:
             snaps = {snap["id"]: snap["namespace"] == 0 for snap in image.list_snaps()}
             size_bytes = image.size()
         rows = dict(self._omap(f"rbd_header.{image_id}", ""))
-        parent = _parent(rows["parent"]) if rows.get("parent") else None
+        pool_id = int(self._ioctx.get_pool_id())
+        parent = _parent(rows["parent"], pool_id) if rows.get("parent") else None
         children = {
             int(key.removeprefix("snap_children_"), 16): _children(row)
             for key, row in rows.items()
@@ -303,10 +304,9 @@ def _text(raw: bytes, at: int) -> tuple[str, int]:
     return raw[at + 4 : at + 4 + length].decode(), at + 4 + length
 
 
-def _parent(row: bytes) -> tuple[str, int] | None:
-    """Return image id and snapshot: pool, namespace, image id, snapshot, overlap."""
-    (pool_id,) = struct.unpack_from("<q", row, 6)
-    if pool_id < 0:
+def _parent(row: bytes, pool_id: int) -> tuple[str, int] | None:
+    """Return image id and snapshot of a row of pool, namespace, image id, snapshot, overlap."""
+    if struct.unpack_from("<q", row, 6)[0] != pool_id:  # negative: none
         return None
     _, at = _text(row, 14)
     image_id, at = _text(row, at)
