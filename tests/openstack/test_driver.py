@@ -7,7 +7,7 @@ from volcore.testing.server import RunningServer
 
 from .rig import VENV
 
-_WORK = """
+_DRIVER = """
 import json, logging, sys, uuid
 from cinder import context, objects
 from cinder.common import config
@@ -23,11 +23,13 @@ driver = importutils.import_object(
 admin = context.get_admin_context()
 driver.do_setup(admin)
 driver.check_for_setup_error()
-def volume(size):
+def volume(size, **more):
     return objects.Volume(
-        admin, id=str(uuid.uuid4()), _name_id=None, size=size, volume_type_id=None,
-        encryption_key_id=None, multiattach=False, status="available", use_quota=True,
-        display_name="v", host="h@ours", migration_status=None, provider_id=None)
+        admin, id=str(uuid.uuid4()), _name_id=None, size=size, encryption_key_id=None,
+        multiattach=False, status="available", use_quota=True, display_name="v", host="h@ours",
+        migration_status=None, provider_id=None, **({"volume_type_id": None} | more))
+"""
+_WORK = """
 made = volume(1)
 driver.create_volume(made)
 snapshot = objects.Snapshot(
@@ -48,19 +50,51 @@ print(json.dumps([there["backend_state"], there["provisioned_capacity_gb"],
                   left["provisioned_capacity_gb"]]))
 """
 
+_ATTACHED = """
+from cinder import exception
+told = []
+for host, attachments in (("h", 0), ("h", 1), ("other", 0)):
+    known = [objects.VolumeAttachment(admin, connector=None)] * attachments
+    made = volume(1, volume_attachment=objects.VolumeAttachmentList(objects=known))
+    driver.create_volume(made)
+    name = f"pools/p/volumes/{made.name}"
+    driver._service.call(lambda c: c.attach_volume(name, host))
+    try:
+        driver.delete_volume(made)
+    except exception.VolumeIsBusy:
+        told.append(host)
+print(json.dumps(told))
+"""
+
+
+def test_ends_only_its_own(tmp_path):
+    """Goal: a volume goes that only a dead cinder-volume had, to copy it; and no other.
+
+    Method: attach volumes to this host and another one, with and without Cinder's knowledge.
+    """
+    with RunningServer(tmp_path / "s") as server:
+        assert driver_at_work(tmp_path, server, _ATTACHED) == ["h", "other"]
+        with server.client() as client:
+            assert len(list(client.list_volumes("pools/p"))) == 2
+
 
 def test_works(tmp_path):
     """Goal: the driver fits this Cinder. Method: volumes and a snapshot of a real server."""
     with RunningServer(tmp_path / "s") as server:
-        conf = tmp_path / "cinder.conf"
-        conf.write_text(
-            f"[DEFAULT]\nenabled_backends = ours\nstate_path = {tmp_path}\n"
-            "[ours]\nvolume_driver = volcore.cinder.driver.VolcoreDriver\n"
-            f"volcore_endpoint = {server.endpoint}\nvolcore_pool = p\n"
-        )
-        words = [VENV / "bin" / "python", "-W", "ignore", "-c", _WORK, conf]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=200)
-        assert done.returncode == 0, done.stderr[-4000:]
-        assert json.loads(done.stdout.splitlines()[-1]) == ["up", 6, 0]
+        assert driver_at_work(tmp_path, server, _WORK) == ["up", 6, 0]
         with server.client() as client:
             assert list(client.list_volumes("pools/p")) == []
+
+
+def driver_at_work(tmp_path, server, code):
+    """Return what code prints that has a driver: `driver`, `admin` and `volume(size_gib)`."""
+    conf = tmp_path / "cinder.conf"
+    conf.write_text(
+        f"[DEFAULT]\nenabled_backends = ours\nstate_path = {tmp_path}\n"
+        "[ours]\nvolume_driver = volcore.cinder.driver.VolcoreDriver\n"
+        f"volcore_endpoint = {server.endpoint}\nvolcore_pool = p\n"
+    )
+    words = [VENV / "bin" / "python", "-W", "ignore", "-c", _DRIVER + code, conf]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])

@@ -44,7 +44,7 @@ def read(client, volume):
 @pytest.mark.parametrize("left", ["nothing", "a volume", "an image and its volume", "the end"])
 def test_moves(client, tmp_path, left):
     """Goal: repeated until it is told, it ends right. Method: leave what each kill may leave."""
-    client.create_volume(HERE, size_bytes=SIZE_BYTES)
+    client.create_volume(HERE, size_bytes=SIZE_BYTES, labels={"tier": "gold"})
     fill(client, b"bytes")
     if left == "a volume":
         client.create_volume(THERE, size_bytes=2 * SIZE_BYTES)
@@ -58,6 +58,7 @@ def test_moves(client, tmp_path, left):
         path.touch()
         move(client, volume=HERE, there=THERE, size_bytes=SIZE_BYTES, path=str(path))
     assert read(client, THERE) == b"bytes"
+    assert dict(client.get_volume(THERE).labels) == {"tier": "gold"}
     assert list(client.list_volumes("pools/p")) == []
     assert [*client.list_images("pools/p"), *client.list_images("pools/q")] == []
     client.delete_volume(THERE)

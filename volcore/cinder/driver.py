@@ -16,7 +16,7 @@ from cinder.volume import driver, volume_utils
 from oslo_log import log as logging
 
 from volcore import limits
-from volcore.cinder import connection, groups, local_disk, manage, uploads
+from volcore.cinder import connection, groups, local_disk, manage, specs, uploads
 from volcore.cinder.files import temporary_file
 from volcore.cinder.image_cache import ImageCache
 from volcore.cinder.images import Images, serves
@@ -51,7 +51,7 @@ class VolcoreDriver(driver.VolumeDriver):
 
     Version history:
         0.1.0 - volumes, snapshots, clones, extend, revert, rbd connections, manage, groups,
-                multi-attach, images, migration between pools of one service.
+                multi-attach, images, migration between pools of one service, labels by type.
     """
 
     VERSION = "0.1.0"
@@ -143,6 +143,10 @@ class VolcoreDriver(driver.VolumeDriver):
             )
         self._stats = stats
 
+    def _init_vendor_properties(self) -> tuple[dict[str, Any], str]:
+        """Tell which extra specs there are; Cinder asks once."""
+        return specs.properties(self._set_property), specs.PREFIX
+
     # Volumes.
 
     def create_volume(self, volume: Any) -> None:
@@ -164,15 +168,17 @@ class VolcoreDriver(driver.VolumeDriver):
     def _try_create(
         self, made: Any, *, snapshot: str = "", volume: str = "", image: str = ""
     ) -> None:
-        if made.encryption_key_id:
-            raise exception.VolumeDriverException(
-                message="volcore has no encrypted volumes yet; use a volume type without encryption"
-            )
+        labels = specs.check(made)
         name, size_bytes = self._volume(made), made.size * limits.GIB
         try:
             self._service.call(
                 lambda c: c.create_volume(
-                    name, size_bytes=size_bytes, snapshot=snapshot, volume=volume, image=image
+                    name,
+                    size_bytes=size_bytes,
+                    snapshot=snapshot,
+                    volume=volume,
+                    image=image,
+                    labels=labels,
                 )
             )
         except (DeadlineError, UnavailableError):
@@ -185,7 +191,25 @@ class VolcoreDriver(driver.VolumeDriver):
         """Delete a volume; gone is no error."""
         name, shared = self._volume(volume), volume.multiattach
         with _translated(busy=exception.VolumeIsBusy(volume_name=volume.name)):
-            self._service.call(lambda c: _delete_volume(c, name, shared=shared))
+            try:
+                self._service.call(lambda c: _delete_volume(c, name, shared=shared))
+            except PreconditionError as err:
+                if err.reason is not Reason.VOLUME_IN_USE or volume.volume_attachment:
+                    raise
+                self._end_own(volume)
+                self._service.call(lambda c: _delete_volume(c, name, shared=shared))
+
+    def _end_own(self, volume: Any) -> None:
+        """Detach from this host a volume that Cinder has attached nowhere.
+
+        A cinder-volume that was killed had it here, to copy it itself.
+        """
+        name = self._volume(volume)
+        for one in self._service.call(lambda c: list(c.list_attachments(name))):
+            if local_disk.is_here({"host": one.host}, self.host):
+                LOG.info("%s is still attached to this host, which copied it once", name)
+                local_disk.withdraw(self._disk(volume))
+                self._service.call(functools.partial(connection.detach, volume=name, host=one.host))
 
     def extend_volume(self, volume: Any, new_size: int) -> None:
         """Grow a volume to `new_size` GiB, attached or not."""
@@ -244,8 +268,23 @@ class VolcoreDriver(driver.VolumeDriver):
         asked = diff["extra_specs"].get("replication_enabled")
         if asked and asked[1] not in (None, "", "<is> False"):
             return False, None
-        consumer = (diff.get("qos_specs") or {}).get("consumer")
-        return not (consumer and consumer[1] in ("back-end", "both")), None
+        try:
+            specs.check_type(new_type)
+        except exception.VolumeDriverException as err:
+            LOG.warning("%s is not retyped: %s", volume.name, err)
+            return False, None
+        old, new = diff["extra_specs"].get(specs.LABELS, (None, None))
+        if old != new:
+            self._relabel(self._volume(volume), old, new)
+        return True, None
+
+    def _relabel(self, name: str, old: str | None, new: str | None) -> None:
+        def work(client: Client) -> None:
+            labels = dict(client.get_volume(name).labels)
+            client.update_volume(name, specs.relabelled(labels, old, new))
+
+        with _translated():
+            self._service.call(work)
 
     # Snapshots.
 
@@ -357,6 +396,7 @@ class VolcoreDriver(driver.VolumeDriver):
         """Create a volume as a clone of an image, which the first use adopts or imports."""
         if not serves(image_meta):
             return {}, False
+        specs.check(volume)  # before an image is fetched
         with _translated():
             self._images.clone(
                 image_meta,
@@ -464,9 +504,9 @@ class VolcoreDriver(driver.VolumeDriver):
 
     def manage_existing(self, volume: Any, existing_ref: Any) -> None:
         """Adopt an rbd image in place; its snapshots come along, and may be managed next."""
-        name = self._volume(volume)
+        name, labels = self._volume(volume), specs.check(volume)
         with _translated():
-            self._service.call(lambda c: manage.adopt(c, name, existing_ref))
+            self._service.call(lambda c: manage.adopt(c, name, existing_ref, labels))
 
     def manage_existing_get_size(self, volume: Any, existing_ref: Any) -> int:
         """Return the size of an rbd image in GiB, rounded up."""

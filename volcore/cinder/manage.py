@@ -68,7 +68,7 @@ def find(client: Client, parent: str, reference: Any) -> adoptable_image_pb2.Ado
     return found[0]
 
 
-def adopt(client: Client, name: str, reference: Any) -> None:
+def adopt(client: Client, name: str, reference: Any, labels: Mapping[str, str]) -> None:
     """Make the rbd image that a reference names the volume `name`; repeatable.
 
     Raises:
@@ -76,7 +76,7 @@ def adopt(client: Client, name: str, reference: Any) -> None:
         ManageExistingAlreadyManaged: it is another volume.
     """
     try:
-        client.adopt_volume(name, source_name(reference))
+        client.adopt_volume(name, source_name(reference), labels=labels)
     except ConflictError as err:
         owner = err.context.get("owner", name)
         raise exception.ManageExistingAlreadyManaged(volume_ref=owner) from err

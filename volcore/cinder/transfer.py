@@ -74,7 +74,7 @@ def move(client: Client, *, volume: str, there: str, size_bytes: int, path: str)
         VolcoreError: from volcore; `volume` is as it was, or the answer to its delete was lost.
     """
     try:
-        client.get_volume(volume)
+        labels = dict(client.get_volume(volume).labels)
     except NotFoundError:
         client.get_volume(there)
         return
@@ -85,7 +85,7 @@ def move(client: Client, *, volume: str, there: str, size_bytes: int, path: str)
         client.delete_image(image)
         export(client, volume=volume, path=path, disk_format="raw")
         client.import_image(image, path, format=FORMATS["raw"])
-        client.create_volume(there, size_bytes=size_bytes, image=image)
+        client.create_volume(there, size_bytes=size_bytes, image=image, labels=labels)
         client.delete_image(image)
     except VolcoreError:
         with contextlib.suppress(VolcoreError):  # which the next try does first, if it must
