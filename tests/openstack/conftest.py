@@ -98,6 +98,8 @@ class Site:
                 left += [a.name for a in client.list_attachments("pools/p/volumes/-")]
                 left += [i.name for i in client.list_images("pools/p")]
                 if backend == "ours-rbd":
+                    left += [v.name for v in client.list_volumes("pools/q", show_deleted=True)]
+                    left += [i.name for i in client.list_images("pools/q")]
                     left += self._in_pool()
                 if not left or time.monotonic() > deadline:
                     return left
@@ -131,6 +133,18 @@ class Site:
             return [*rbd.RBD().list(ioctx), *trashed]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kill-seed", type=int, default=1, help="draws the instants at which tests kill services"
+    )
+
+
+@pytest.fixture
+def kill_seed(pytestconfig):
+    """What draws the instants of kills."""
+    return pytestconfig.getoption("--kill-seed")
+
+
 @pytest.fixture(scope="session")
 def ceph_conf_lines():
     """A client says that it lives every 5 s, and is late when services start beside it.
@@ -158,6 +172,7 @@ def site(ceph_cluster, tmp_path_factory):
             "volume_driver": DRIVER,
             "volcore_endpoint": server.endpoint,
             "volcore_pool": pool,
+            "volcore_timeout": "300",  # calls that a test holds wait for slow machines
             "volcore_image_cache_size_gb": "4",
         }
         for name, server, pool in (

@@ -65,7 +65,7 @@ class Processes:
     def kill(self, name: str) -> None:
         """Kill the processes of one of Cinder's services; what they have started ends by itself."""
         process = self.processes.pop(name)
-        for pid in self._members(process.pid, f"cinder-{name}"):
+        for pid in self._members(process.pid, f"cinder-{name.partition('-')[0]}"):
             os.kill(pid, signal.SIGKILL)
         process.wait(20)
         deadline = time.monotonic() + START_S

@@ -34,11 +34,12 @@ resource_query_filters_file = {home}/etc/resource_filters.json
 rootwrap_config = {home}/etc/rootwrap.conf
 enabled_backends = {backends}
 report_interval = {report_interval_s}
-rpc_response_timeout = 30
+rpc_response_timeout = 60
 service_down_time = 120
 quota_volumes = -1
 quota_snapshots = -1
 quota_gigabytes = -1
+quota_groups = -1
 cinder_internal_tenant_project_id = 0123456789abcdef0123456789abcdef
 cinder_internal_tenant_user_id = 0123456789abcdef0123456789abcdef
 backend_stats_polling_interval = 3
@@ -161,11 +162,13 @@ class Rig(Processes):
             raise
         return self
 
-    def start(self, name: str) -> None:
-        """Start one of Cinder's services."""
-        program = VENV / "bin" / f"cinder-{name}"
-        extra = {"OS_CINDER_DISABLE_EVENTLET_PATCHING": "1"} if self.native else {}
-        self._spawn(name, [program, "--config-file", self.conf], extra)
+    def start(self, name: str, conf: Path | None = None) -> None:
+        """Start one of Cinder's services, `volume-a` as another cinder-volume with its own file."""
+        program = VENV / "bin" / f"cinder-{name.partition('-')[0]}"
+        extra = {"EVENTLET_THREADPOOL_SIZE": "64"}  # each call that a test holds has a thread
+        if self.native:
+            extra["OS_CINDER_DISABLE_EVENTLET_PATCHING"] = "1"
+        self._spawn(name, [program, "--config-file", conf or self.conf], extra)
 
     def sql(self, database: str, statement: str) -> None:
         """Change what a service remembers behind its back."""

@@ -44,6 +44,22 @@ def test_same_words_as_the_stock_driver(site):
     }
 
 
+def test_limits_reach_nova(site):
+    """Goal: QoS specs of the front-end come with the connection, as with the stock driver."""
+    cinder, limits = site.cinder, {"total_iops_sec": "500", "read_bytes_sec_per_gb": "1048576"}
+    specs = {"name": "limits", "consumer": "front-end", **limits}
+    made = cinder.call("POST", "/qos-specs", {"qos_specs": specs})["qos_specs"]["id"]
+    kind = cinder.make_type("limited", "ours-rbd")
+    cinder.call("GET", f"/qos-specs/{made}/associate?vol_type_id={kind}")
+    volume = cinder.create("volume", size=2, volume_type="limited")
+    attachment = cinder.attach(volume["id"], "compute-1")
+    told = attachment["connection_info"]["qos_specs"]
+    assert told == {"total_iops_sec": "500", "read_bytes_sec": 2 * 1048576}
+    cinder.detach(attachment["id"])
+    cinder.wait("volume", volume["id"])
+    cinder.delete("volume", volume["id"])
+
+
 def test_a_local_pool_is_refused_to_other_hosts(site):
     """Goal: one clear sentence, and nothing is left attached."""
     cinder = site.cinder

@@ -9,6 +9,11 @@ import pytest
 
 from volcore.testing.nbd_disk import NbdDisk
 
+from .contents import has, written
+from .operations import migrate as cut_off_migration
+from .settling import until
+from .test_kill import finish, killed_and_started, side_by_side
+
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -108,3 +113,58 @@ def migrate(cinder, volume, there):
     while (now := cinder.wait("volume", volume["id"]))["os-vol-host-attr:host"] != host:
         assert now["migration_status"] in ("starting", "migrating"), now
     assert now["os-vol-mig-status-attr:name_id"] is None
+
+
+@pytest.mark.long
+def test_cinder_volume_dies_amid_moves(site):
+    """Goal: the repeated migration moves the volume, whole. Method: four of them, each stopped in
+    another step, then kill -9: while it is written into a file, imported, made there, deleted here.
+    """
+    hold = site.holds["ours-rbd"]
+    moves = [cut_off_migration(site, "ours-rbd") for _ in range(4)]
+    volumes = side_by_side(next, moves)
+    steps = (
+        ("end", "DeleteVolume", f"pools/p/volumes/volume-{volumes[0]}"),
+        ("end", "CreateVolume", volumes[1]),
+        ("middle", "ExportImage", volumes[2]),
+        ("middle", "ImportImage", ""),
+    )
+    with killed_and_started(site):
+        for at, (point, method, of) in enumerate(steps):
+            hold.add(point, [method], of=of)
+            next(moves[at])
+            hold.wait([stopped for _, stopped, _ in steps[: at + 1]])
+    side_by_side(lambda running: finish(running, repeat=True), moves)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("here", "there"), [("ours-rbd", "ours-local"), ("ours-local", "ours-rbd")]
+)
+def test_cinder_volume_dies_amid_its_own_copy(site, keyring, here, there):
+    """Goal: nothing stays of a copy by Cinder that was cut off. Method: kill -9 while it runs, then
+    do what docs/openstack.md says: reset, delete the target, repeat.
+    """
+    cinder, content = site.cinder, os.urandom(MIB)
+    volume = written(site, here, content)
+    asked = {"new_type": there, "migration_policy": "on-demand"}
+    with killed_and_started(site):
+        cinder.act("volume", volume["id"], "os-retype", asked)
+        with site.servers[there].client() as client:
+            until(lambda: list(client.list_attachments("pools/p/volumes/-")))
+    now = cinder.get("volume", volume["id"])
+    assert (now["status"], now["migration_status"]) == ("retyping", "migrating")
+    cleared = {"status": "available", "migration_status": "none"}
+    listed = cinder.call("GET", "/volumes/detail?all_tenants=1")["volumes"]
+    (target,) = [one for one in listed if one["migration_status"] == f"target:{volume['id']}"]
+    for one in (volume, target):
+        cinder.act("volume", one["id"], "os-reset_status", cleared)
+    cinder.delete("volume", target["id"])
+    assert not list(site.rig.home.glob("state/volcore_disks/*/*")) or here == "ours-local"
+    cinder.act("volume", volume["id"], "os-retype", asked)
+    until(lambda: cinder.wait("volume", volume["id"])["volume_type"] == there)
+    has(site, there, cinder.get("volume", volume["id"]), content)
+    with site.servers[here].client() as client:
+        await_gone(client, "pools/p")
+    cinder.delete("volume", volume["id"])
+    assert not list(site.rig.home.glob("state/volcore_disks/*"))

@@ -5,12 +5,14 @@
 - `middle`: its first commit is done and nothing else; an import has written some of its data, an
   export has sent some.
 - `end`: everything is done, but the answer; of a stream, its last word.
+- any, drawn by a seed: on arrival, after one of its first commits (or pieces), or its end; or none.
 
     RunningServer(directory, module="volcore.testing.held_server")
 """
 
 import asyncio
 import contextvars
+import random
 import sys
 import time
 from collections import Counter
@@ -29,7 +31,13 @@ from volcore.engine.operations import Work
 
 MODULE: Final = "volcore.testing.held_server"
 _STREAMS: Final = ("ImportImage", "ExportImage")
+_READS: Final = ("Get", "List", "Check", "Watch", "Wait")
+"""Calls that change nothing begin so."""
+_DRAWN: Final = "drawn"
+_INSTANTS: Final = (None, None, 0, 1, 2, 3, 99)
+"""After how many steps a call stops, or at its end if it has fewer; None: it does not."""
 _POLL_S: Final = 0.01
+_STILL_S: Final = 3.0
 _WAIT_S: Final = 180.0
 
 
@@ -45,20 +53,33 @@ class Hold:
         self._held = directory / "held"
 
     @contextmanager
-    def at(self, point: str, methods: Iterable[str]) -> Iterator[None]:
+    def at(self, point: str, methods: Iterable[str], *, of: str = "") -> Iterator[None]:
         """Let calls of `methods` (`CreateVolume`) stop at a point until the end of the block."""
-        self.add(point, methods)
+        self.add(point, methods, of=of)
         try:
             yield
         finally:
             self.release()
 
-    def add(self, point: str, methods: Iterable[str]) -> None:
-        """Let calls stop at a point, too, until `release`."""
-        pairs = self._pairs() | {f"{point}:{method}" for method in methods}
-        new = self._wanted.with_suffix(".new")
-        new.write_text(" ".join(pairs))
-        new.replace(self._wanted)
+    def add(self, point: str, methods: Iterable[str], *, of: str = "") -> None:
+        """Let calls stop at a point, too, until `release`.
+
+        With `of` only those whose request has these words; that of `ImportImage` shows none.
+        """
+        self._want({f"{point}:{method}:{of}" for method in methods})
+
+    def draw(self, seed: int) -> None:
+        """Let calls that change something stop where the seed says, if anywhere, until `release`.
+
+        Each draws anew, by its method and how many calls of that there were.
+        """
+        self._want({f"{_DRAWN}:{seed}:"})
+
+    def _want(self, new: set[str]) -> None:
+        pairs = self._pairs() | new
+        path = self._wanted.with_suffix(".new")
+        path.write_text(" ".join(pairs))
+        path.replace(self._wanted)
 
     def release(self) -> None:
         """Let all go on; idempotent."""
@@ -77,20 +98,39 @@ class Hold:
                 raise TimeoutError(f"{methods} should have stopped, {found} have")
             time.sleep(_POLL_S)
 
+    def wait_still(self) -> list[str]:
+        """Return the methods of the calls that have stopped, when for a while no more have."""
+        found, since_s = self._stopped(), time.monotonic()
+        while time.monotonic() < since_s + _STILL_S:
+            time.sleep(_POLL_S)
+            if len(now := self._stopped()) != len(found):
+                found, since_s = now, time.monotonic()
+        return found
+
     def _stopped(self) -> list[str]:
         return self._held.read_text().split() if self._held.exists() else []
 
-    def stop(self, point: str, method: str) -> Iterator[None]:
-        """Yield, over and over, while a call of `method` shall stop at `point`; in the server."""
-        if not self._is_wanted(point, method):
+    def stop(self, point: str, call: "_Call") -> Iterator[None]:
+        """Yield, over and over, while a call shall stop at `point`; in the server."""
+        if not self._is_wanted(point, call):
             return
         with self._held.open("a") as held:
-            held.write(f"{method}\n")
-        while self._is_wanted(point, method):
+            held.write(f"{call.method}\n")
+        while self._is_wanted(point, call):
             yield
 
-    def _is_wanted(self, point: str, method: str) -> bool:
-        return f"{point}:{method}" in self._pairs()
+    def seed(self) -> str | None:
+        """Return what calls draw from; in the server."""
+        return next((one.split(":")[1] for one in self._pairs() if one.startswith(_DRAWN)), None)
+
+    def _is_wanted(self, point: str, call: "_Call") -> bool:
+        if point == _DRAWN:
+            return self.seed() is not None
+        wanted = (one.split(":", 2) for one in self._pairs())
+        return any(
+            (where, method) == (point, call.method) and of in call.request
+            for where, method, of in wanted
+        )
 
     def _pairs(self) -> set[str]:
         try:
@@ -102,18 +142,39 @@ class Hold:
 @dataclass(slots=True)
 class _Call:
     method: str
-    is_past_middle: bool = False
+    request: str
+    instant: int | None
+    steps: int = 0
 
 
 _CALL: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("call", default=None)
 
 
-def _pass_middle(hold: Hold, wanted: Callable[[str], bool]) -> Iterator[None]:
-    """Yield while the call at hand shall stop in its middle, if `wanted` says it is there."""
+def _draw(hold: Hold, counts: Counter[str], method: str) -> int | None:
+    """Return after how many steps a call stops; the same for a seed in every run."""
+    seed = hold.seed()
+    if seed is None or method.startswith(_READS):
+        return None
+    counts[method] += 1
+    dice = random.Random(f"{seed} {method} {counts[method]}")  # noqa: S311 - test data
+    return dice.choice(_INSTANTS)
+
+
+def _step(hold: Hold, wanted: Callable[[str], bool]) -> Iterator[None]:
+    """Yield while the call at hand shall stop after this step of it, if `wanted` says it is one."""
     call = _CALL.get()
-    if call is not None and not call.is_past_middle and wanted(call.method):
-        call.is_past_middle = True
-        yield from hold.stop("middle", call.method)
+    if call is None or not wanted(call.method):
+        return
+    call.steps += 1
+    if call.steps == 1:
+        yield from hold.stop("middle", call)
+    if call.steps == call.instant:
+        yield from _stop_drawn(hold, call)
+
+
+def _stop_drawn(hold: Hold, call: _Call) -> Iterator[None]:
+    call.instant = None
+    yield from hold.stop(_DRAWN, call)
 
 
 def _arm(hold: Hold) -> None:
@@ -126,16 +187,24 @@ def _arm(hold: Hold) -> None:
 
 def _arm_calls(hold: Hold) -> None:
     run = CallInterceptor._run
+    counts: Counter[str] = Counter()
 
     async def held_run(
         self: Any, method: str, answer: Callable[[Any, Any], Any], request: Any, context: Any
     ) -> Any:
-        call = _Call(method.rpartition("/")[2])
+        name = method.rpartition("/")[2]
+        call = _Call(name, str(request), _draw(hold, counts, name))
         _CALL.set(call)
 
         async def held_answer(request: Any, context: Any) -> Any:
+            if call.instant == 0:
+                for _ in _stop_drawn(hold, call):
+                    await asyncio.sleep(_POLL_S)
             response = await answer(request, context)
-            for _ in hold.stop("end", call.method):
+            if call.instant is not None:
+                for _ in _stop_drawn(hold, call):
+                    await asyncio.sleep(_POLL_S)
+            for _ in hold.stop("end", call):
                 await asyncio.sleep(_POLL_S)
             return response
 
@@ -150,7 +219,7 @@ def _arm_commits(hold: Hold) -> None:
 
         def held_commit(self: Any, changes: Any, commit: Any = commit) -> None:
             commit(self, changes)
-            for _ in _pass_middle(hold, lambda method: method not in _STREAMS):
+            for _ in _step(hold, lambda method: method not in _STREAMS):
                 time.sleep(_POLL_S)
 
         owner.commit = held_commit  # type: ignore[method-assign]
@@ -161,7 +230,7 @@ def _arm_imports(hold: Hold) -> None:
 
     def held_progress(self: Work, done_bytes: int, total_bytes: int) -> None:
         progress(self, done_bytes, total_bytes)
-        for _ in _pass_middle(hold, lambda method: done_bytes > 0 and method == "ImportImage"):
+        for _ in _step(hold, lambda method: done_bytes > 0 and method == "ImportImage"):
             time.sleep(_POLL_S)
 
     Work.progress = held_progress  # type: ignore[method-assign]
@@ -176,7 +245,7 @@ def _arm_exports(hold: Hold) -> None:
             async for piece in pieces:
                 yield piece
                 if piece.data:
-                    for _ in _pass_middle(hold, lambda method: method == "ExportImage"):
+                    for _ in _step(hold, lambda method: method == "ExportImage"):
                         await asyncio.sleep(_POLL_S)
         finally:
             await pieces.aclose()
