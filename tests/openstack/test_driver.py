@@ -3,6 +3,8 @@
 import json
 import subprocess
 
+import pytest
+
 from volcore.testing.server import RunningServer
 
 from .rig import VENV
@@ -67,6 +69,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.long
 def test_ends_only_its_own(tmp_path):
     """Goal: a volume goes that only a dead cinder-volume had, to copy it; and no other.
 
