@@ -132,7 +132,10 @@ def test_killed_while_claiming_and_refilling(site, golden_qcow2, tmp_path):
         for name in volumes:
             client.delete_volume(name)
     site.server.kill()
-    with server(tmp_path / "off", site._conf_path, site.pool, 0) as off, off.client() as client:
+    with (
+        server(tmp_path / "off", site.access.conf_path, site.pool, 0) as off,
+        off.client() as client,
+    ):
         assert not client.get_pool("pools/p").HasField("warm_clones")
         end_s = time.monotonic() + FILLED_S
         while site.objects():

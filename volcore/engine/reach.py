@@ -15,7 +15,7 @@ import structlog
 
 from volcore.backends.contract import Look, SupportsLook
 from volcore.engine.pool import Pool
-from volcore.errors import PreconditionError, VolcoreError
+from volcore.errors import PreconditionError, Reason, VolcoreError
 from volcore.limits import HEALTH_LOOK_PERIOD_S
 
 _log = structlog.get_logger("volcore.engine")
@@ -108,6 +108,8 @@ class _Watch:
             try:
                 self._look.ask()
             except VolcoreError as err:
+                if err.reason is Reason.SHUTTING_DOWN:
+                    return  # the pool is closed
                 failure = Reach.LOST if isinstance(err, PreconditionError) else Reach.AWAY
                 if failure is not self._failure:
                     _log.warning(

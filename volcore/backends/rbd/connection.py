@@ -90,18 +90,17 @@ class Cluster:
             UnavailableError: CLUSTER_UNREACHABLE, within the connect timeout.
         """
         with self._lock:
-            if self._rados is None:
+            if self._users == 0:
                 self._rados = self._connect()
             self._users += 1
 
     def release(self) -> None:
-        """Count one user less; the last one disconnects."""
+        """Count one user less; the last one disconnects, and calls raise SHUTTING_DOWN."""
         with self._lock:
             assert self._users > 0
             self._users -= 1
             if self._users == 0:
                 self._rados.shutdown()
-                self._rados = None
 
     def _connect(self) -> Any:
         """Return a connected handle."""
