@@ -12,6 +12,8 @@ cdef struct chunk:
     uint64_t used
     bint noted
     bint dirty
+    volatile uint8_t *mark  # 1 while dirty
+    uint8_t own_mark
     chunk *next  # in its bucket
     chunk *newer  # in the list of dirty ones
     chunk *older
@@ -42,6 +44,7 @@ cdef void link_dirty(stripe *one, chunk *changed) noexcept nogil:
     if changed.dirty:
         return
     changed.dirty = True
+    changed.mark[0] = 1
     changed.newer = NULL
     changed.older = one.newest_dirty
     if one.newest_dirty != NULL:
@@ -56,6 +59,7 @@ cdef void unlink_dirty(stripe *one, chunk *settled) noexcept nogil:
     if not settled.dirty:
         return
     settled.dirty = False
+    settled.mark[0] = 0
     if settled.older != NULL:
         settled.older.newer = settled.newer
     else:
@@ -99,10 +103,10 @@ cdef class ChunkState:
     """The arrays of one chunk, pinned. Contract: volcore/kernels/datapath.py."""
 
     cdef chunk one
-    cdef Py_buffer views[4]
+    cdef Py_buffer views[5]
     cdef int view_count
 
-    def __init__(self, uint64_t index, owners, crcs, states, maybe_durable):
+    def __init__(self, uint64_t index, owners, crcs, states, maybe_durable, mark=None):
         if self.view_count:
             raise TypeError("a ChunkState is made once")
         self.one.index = index
@@ -118,6 +122,13 @@ cdef class ChunkState:
         self.one.crcs = <uint32_t *>self.views[1].buf
         self.one.states = <uint8_t *>self.views[2].buf
         self.one.maybe_durable = <uint8_t *>self.views[3].buf
+        self.one.mark = &self.one.own_mark
+        if mark is not None:
+            PyObject_GetBuffer(mark, &self.views[4], PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)
+            self.view_count += 1
+            if self.views[4].len != 1:
+                raise ValueError("a mark is one byte")
+            self.one.mark = <uint8_t *>self.views[4].buf
 
     def __dealloc__(self):
         cdef int number
@@ -186,6 +197,7 @@ cdef class Stripe:
                 gone = self.one.buckets[bucket]
                 self.one.buckets[bucket] = gone.next
                 gone.next = NULL
+                gone.mark = &gone.own_mark  # what was not durable stays marked
                 unlink_dirty(self.one, gone)
                 self.one.count -= 1
                 Py_DECREF(<object>gone.map)

@@ -4,6 +4,7 @@ Hypothesis judges no test by its time: a shared machine pauses when it likes.
 """
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(pytest.mark.ceph)
+
+
+def pytest_sessionfinish() -> None:
+    """Free the shared memory of servers that were killed and whose pools are gone."""
+    for found in Path("/dev/shm").glob(f"volcore-{os.geteuid()}/*/pool"):
+        if not Path(found.read_text().rstrip("\n")).exists():
+            shutil.rmtree(found.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,21 +5,26 @@ left alone, starts it again, and compares API, catalog and storage.
 """
 
 import contextlib
+import random
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from e2e.test_main_job import READ_WRITE
 from volcore.client import Client
 from volcore.client.retry import RetryPolicy
 from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import MIB
+from volcore.testing.nbd_disk import NbdDisk
 from volcore.v1 import operation_pb2, volume_pb2
 
 PARTS = (0.02, 0.3, 0.6, 0.9)
 """Fractions of the undisturbed time at which the server is killed."""
+LENGTHS = (4096, 8192, 512 * 1024)
 VOLUMES = [f"d{index:02}" for index in range(12)]
 
 
@@ -158,3 +163,40 @@ def test_flatten(killer, big_qcow2):
             client.delete_image("pools/p/images/check")
             client.delete_volume(volume, force=True)
             client.create_volume(volume, image=image)
+
+
+@pytest.mark.parametrize("site", ["local"], indirect=True)
+def test_answered(site, golden_qcow2):
+    """Goal: INV-LOCAL-12. Method: kill while a clone is written, flushed never; connect, flush."""
+    dice, held, under_way = random.Random(5), {}, {}
+    with site.server.client() as client:
+        image = client.import_image("pools/p/images/gold", golden_qcow2)
+        client.deploy_volumes(image.name, ["v"])
+    for round_number in range(6):
+        with site.server.client() as client:
+            made = client.attach_volume("pools/p/volumes/v", "h", access_mode=READ_WRITE)
+        with NbdDisk(Path(made.nbd.socket_path), made.nbd.export_name) as disk:
+            disk.flush()  # what was answered before, says the guest, is on its disk now
+            if round_number % 2:
+                site.server.kill()
+                site.server.start()
+        with NbdDisk(Path(made.nbd.socket_path), made.nbd.export_name) as disk:
+            for block, number in held.items():
+                found = disk.read(block * MIB, LENGTHS[block % 3])
+                allowed = {number, under_way.get(block, number)}
+                assert set(found) <= allowed, (block, number, round_number)
+            killer = threading.Timer(dice.uniform(0.05, 0.3), site.server.kill)
+            killer.start()
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    block, number = dice.randrange(30), dice.choice((0, dice.randrange(256)))
+                    under_way = {block: number}
+                    length = LENGTHS[block % 3]
+                    if number:
+                        disk.write(block * MIB, bytes([number]) * length)
+                    else:
+                        disk.discard(block * MIB, length)
+                    held[block] = number
+            killer.join()
+        site.server.start()
+    assert len(held) > 20

@@ -1,5 +1,6 @@
 """Locks, tables and descriptors of the data path: native and pure alike; blocks: against files."""
 
+import gc
 import os
 import random
 import resource
@@ -36,8 +37,9 @@ class Arrays:
         self.states = bytearray(CHUNK_BLOCKS)
         self.maybe_durable = bytearray(CHUNK_BLOCKS)
 
-    def state(self, kernel: ModuleType, index: int):
-        return kernel.ChunkState(index, self.owners, self.crcs, self.states, self.maybe_durable)
+    def state(self, kernel: ModuleType, index: int, mark=None):
+        arrays = (self.owners, self.crcs, self.states, self.maybe_durable)
+        return kernel.ChunkState(index, *arrays, mark)
 
 
 def descriptor(path: Path) -> int:
@@ -82,6 +84,24 @@ def test_an_unused_descriptor_is_closed_and_may_come_back(
     file.leave()
     del file
     assert not is_open(fd)
+
+
+def test_marks_follow(kernel: ModuleType) -> None:
+    """Goal: INV-LOCAL-12. Method: soil and settle, and forget a map that is dirty."""
+    marks, stripe = [bytearray(1), bytearray(1)], kernel.Stripe()
+    states = [Arrays().state(kernel, 16 * number, marks[number]) for number in (0, 1)]
+    with stripe:
+        for state in states:
+            stripe.add(state)
+            stripe.soil(state)
+        assert marks == [b"\1", b"\1"]
+        stripe.settle(states[0])
+        assert marks == [b"\0", b"\1"]
+    del stripe, states, state
+    gc.collect()
+    assert marks == [b"\0", b"\1"]
+    with pytest.raises(ValueError, match="one byte"):
+        Arrays().state(kernel, 0, bytearray(2))
 
 
 def test_maps_are_found_and_the_least_used_goes(kernel: ModuleType) -> None:

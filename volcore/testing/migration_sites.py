@@ -46,9 +46,6 @@ class Site:
     refuses: ClassVar[bool]
     """Whether the server refuses the writes of who has no right to; else it is not in the path."""
 
-    write_cache: ClassVar[bool]
-    """Whether guests are told to flush."""
-
     def __init__(self, directory: Path, network: Network) -> None:
         self.directory, self.network = directory, network
         self._undo = ExitStack()
@@ -133,16 +130,10 @@ class Site:
 
 
 class LocalSite(Site):
-    """A local pool behind NBD over TLS.
-
-    QEMU that connects again repeats what was not answered, but not what was answered and not
-    flushed, which a killed server may lose; its next flush succeeds all the same. So guests that
-    are to outlive a kill have no write cache (docs/availability.md, "A VM moves").
-    """
+    """A local pool behind NBD over TLS."""
 
     backend = "local"
     refuses = True
-    write_cache = False
 
     def _begin(self) -> None:
         authority = Authority.make(self.directory / "tls")
@@ -184,7 +175,6 @@ class RbdSite(Site):
 
     backend = "rbd"
     refuses = False
-    write_cache = True
 
     def _begin(self) -> None:
         cluster = _Cluster(self.directory / "ceph", self.network.address(HERE))

@@ -170,7 +170,7 @@ class Run:
         machine = Qemu(
             self._guest, site.directory, f"{number}-{attachment.host}", device,
             incoming=number > 0, objects=site.objects(attachment),
-            wrapper=site.network.on(attachment.host), write_cache=site.write_cache,
+            wrapper=site.network.on(attachment.host),
         )  # fmt: skip
         machine.__enter__()
         return Seat(attachment, machine, Probe(site, attachment) if site.refuses else None)

@@ -94,15 +94,19 @@ class NbdDisk:
 class Writer(threading.Thread):
     """Writes, trims and flushes at random until told to stop; connects again when cut off.
 
-    After each reconnection it reads everything back: what was flushed is there, what was not is old
-    or new. `failure` says what was wrong, if anything.
+    After each reconnection it reads everything back: what was flushed is there, and what was
+    answered as well if servers are only killed; the rest is old or new. `failure` says what was
+    wrong, if anything.
     """
 
-    def __init__(self, path: Path, export: str, seed: int, *, blocks: int = 512) -> None:
+    def __init__(
+        self, path: Path, export: str, seed: int, *, blocks: int = 512, only_kills: bool = False
+    ) -> None:
         super().__init__(name=f"writer-{export}", daemon=True)
         self._path = path
         self._export = export
         self._blocks = blocks
+        self._only_kills = only_kills
         self._dice = random.Random(seed)  # noqa: S311 - test data
         self._stopped = threading.Event()
         self.model = PointModel(blocks * BLOCK_SIZE_BYTES)
@@ -141,6 +145,10 @@ class Writer(threading.Thread):
         with self._lock:
             if not self._pinned:
                 self.model.settle(offset, length)
+
+    def _answered(self, offset: int, length: int) -> None:
+        if self._only_kills:
+            self._settle(offset, length)
 
     def _put(self, offset: int, data: bytes) -> None:
         with self._lock:
@@ -193,6 +201,7 @@ class Writer(threading.Thread):
             elif chance < 0.16:
                 self._put(offset, bytes(length))
                 disk.discard(offset, length)
+                self._answered(offset, length)
             elif chance < 0.2:
                 self._put(offset, step.data())
                 disk.write(offset, step.data(), fua=True)
@@ -203,3 +212,4 @@ class Writer(threading.Thread):
             else:
                 self._put(offset, step.data())
                 disk.write(offset, step.data())
+                self._answered(offset, length)

@@ -27,7 +27,6 @@ class Qemu:
         incoming: it waits for a guest that migrates to it, instead of booting one.
         objects: options of the objects that the block device refers to.
         wrapper: words before the command, such as those that make it run on another host.
-        write_cache: whether the guest is told to flush; else each of its writes is durable.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class Qemu:
         incoming: bool = False,
         objects: Sequence[dict[str, Any]] = (),
         wrapper: Sequence[str] = (),
-        write_cache: bool = True,
     ) -> None:
         self._directory = directory
         self._name = name
@@ -51,7 +49,7 @@ class Qemu:
             *("-qmp", f"unix:{self._qmp_path},server=on,wait=off"),
             *(word for one in objects for word in ("-object", json.dumps(one))),
             *("-blockdev", json.dumps({"node-name": "disk", **blockdev})),
-            *("-device", f"virtio-blk-pci,drive=disk,write-cache={'on' if write_cache else 'off'}"),
+            *("-device", "virtio-blk-pci,drive=disk"),
             *(["-incoming", "defer"] if incoming else []),
         ]
         command = qemu_command(guest, arguments, writes_sequence=True)

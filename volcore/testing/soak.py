@@ -148,9 +148,8 @@ class Soak:
         with self._server, self._server.client() as client:
             fio_disk = self._attached(client, f"{POOL}/fio", self._options.size_mib * MIB)
             loose_disk = self._attached(client, f"{POOL}/loose", 2 * MIB)
-            writer = Writer(
-                Path(loose_disk.nbd.socket_path), loose_disk.nbd.export_name, self._options.seed
-            )
+            nbd, seed = loose_disk.nbd, self._options.seed
+            writer = Writer(Path(nbd.socket_path), nbd.export_name, seed, only_kills=True)
             chaos = Chaos(client, self.report, (f"{POOL}/fio", f"{POOL}/loose"), self._options.seed)
             proxy = self._proxy(fio_disk)
             try:

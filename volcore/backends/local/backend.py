@@ -31,7 +31,7 @@ from volcore.backends.local.flatten import flatten_once
 from volcore.backends.local.layers import PointRow
 from volcore.backends.local.openings import Openings
 from volcore.backends.local.pruning import Pruning
-from volcore.backends.local.recovery import settle_notes, sweep
+from volcore.backends.local.recovery import settle, sweep
 from volcore.backends.local.space import exclusive_layers
 from volcore.backends.local.store import LocalStore
 from volcore.backends.local.upkeep import Upkeep
@@ -324,9 +324,9 @@ class LocalBackend(VolumeBackend):
             chunks.durability.flush()
         with self._database.transaction():
             target = self._point(volume_id, to_snapshot_id)
-            source = None
-            if from_snapshot_id is not None:
-                source = self._point(volume_id, from_snapshot_id)
+            if chunks is None and to_snapshot_id is None:
+                settle(self._store, volume_id, target.layer_id)
+            source = None if from_snapshot_id is None else self._point(volume_id, from_snapshot_id)
             return diff_points(self._layers, source, target)
 
     def verify(self, request: VerifyRequest, watcher: VerifyWatcher) -> None:
@@ -382,7 +382,7 @@ class LocalBackend(VolumeBackend):
         with self._database.transaction():
             point = self._point(volume_id, snapshot_id)
             if (volume_id, snapshot_id) not in self._open and snapshot_id is None:
-                settle_notes(self._store, point.layer_id)
+                settle(self._store, volume_id, point.layer_id)
         with self._database.transaction():
             point = self._point(volume_id, snapshot_id)
             chunks = self._open.get((volume_id, snapshot_id))
@@ -471,7 +471,7 @@ class LocalBackend(VolumeBackend):
         if chunks is not None:
             chunks.durability.hold()
         else:
-            settle_notes(self._store, point.layer_id)
+            settle(self._store, volume_id, point.layer_id)
         top = self._layers.layer(point.layer_id)
         if top.parent_id is not None and self._layers.is_blank(top.layer_id):
             return top.parent_id

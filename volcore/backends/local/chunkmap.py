@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Final
 
 from volcore.backends.local.layers import Page
+from volcore.backends.local.unflushed import Place
 from volcore.errors import IntegrityError, Reason
 from volcore.kernels import chunkmap
 from volcore.kernels.datapath import ChunkState
@@ -33,21 +34,29 @@ class ChunkMap(ChunkState):
     present states are durable.
     """
 
-    __slots__ = ("crcs", "holes", "maybe_durable", "owners", "states")
+    __slots__ = ("_place", "crcs", "holes", "maybe_durable", "owners", "states")
 
     def __init__(
-        self, chain: list[int], pages: Iterable[Page], *, writable: bool, index: int = 0
+        self,
+        chain: list[int],
+        pages: Iterable[Page],
+        *,
+        writable: bool,
+        index: int = 0,
+        place: Place | None = None,
     ) -> None:
-        """Resolve `pages` of the layers in `chain` for the chunk `index`."""
+        """Resolve `pages` of the layers in `chain` for the chunk `index`; states lie in `place`."""
         by_position = {chain.index(page.layer_id): page for page in pages}
         self.owners = memoryview(array("H", _UNRESOLVED))
         self.crcs = memoryview(array("I", _NO_CRCS))
-        self.states = bytearray(CHUNK_BLOCKS)
+        self._place = place  # given back with this object
+        self.states = memoryview(bytearray(CHUNK_BLOCKS)) if place is None else place.states
         top = by_position.get(len(chain) - 1)
-        if top is not None and writable:
-            self.states[:] = top.states
-        self.maybe_durable = self.states.translate(_ONLY_DATA)
-        super().__init__(index, self.owners, self.crcs, self.states, self.maybe_durable)
+        states = bytes(CHUNK_BLOCKS) if top is None or not writable else bytes(top.states)
+        self.states[:] = states
+        self.maybe_durable = bytearray(states.translate(_ONLY_DATA))
+        mark = None if place is None else place.mark
+        super().__init__(index, self.owners, self.crcs, self.states, self.maybe_durable, mark)
         self.holes: bytearray | None = None
         open_count = CHUNK_BLOCKS
         for position in sorted(by_position, reverse=True):

@@ -93,6 +93,7 @@ class ChunkStore:
         self.stripes = self.path.stripes
         self._own = _owner_row(len(self.chain) - 1)
         self.durability = Durability(self)
+        self.unflushed = store.memory.volume(volume_id, self.top)
 
     @property
     def top(self) -> int:
@@ -119,6 +120,8 @@ class ChunkStore:
         self._broken |= broken
         self._closed |= not broken
         self.path.closed = True
+        if broken:
+            self.unflushed.drop()  # what it says may not be on the disk
 
     def stripe(self, chunk_index: int) -> Stripe:
         """Return the stripe that guards the chunk."""
@@ -388,7 +391,8 @@ class ChunkStore:
         if found is not None:
             return cast("ChunkMap", found)
         pages = self.store.reader.pages(self.chain, chunk) if self._has_pages(chunk) else []
-        chunk_map = ChunkMap(self.chain, pages, writable=self.writable, index=chunk)
+        place = self.unflushed.take(chunk) if self.writable else None
+        chunk_map = ChunkMap(self.chain, pages, writable=self.writable, index=chunk, place=place)
         chunk_map.noted = chunk in self.durability.noted
         stripe.add(chunk_map)
         limit = MAPS_PER_STRIPE_MAX if _all_maps.add(1) < MAPS_MAX else MAPS_PER_STRIPE_MIN
@@ -397,7 +401,12 @@ class ChunkStore:
         return chunk_map
 
     def forget(self) -> None:
-        """Give the maps back, after the last user has gone; nothing is dirty or all is lost."""
+        """Inside the transaction that makes all durable: give the maps back.
+
+        What could not be made durable is left for the next opening.
+        """
+        self.store.database.after_commit(self.unflushed.drop)
+        self.store.database.after_rollback(lambda: self.store.memory.keep(self.unflushed))
         _all_maps.add(-sum(map(len, self.stripes)))
 
     def _has_pages(self, chunk: int) -> bool:
@@ -454,6 +463,7 @@ class ChunkStore:
             self.durability.noted.clear()
         self.chain = chain
         self._own = _owner_row(len(chain) - 1)
+        self.unflushed.follow(self.top)
         if pushed:
             for stripe in self.stripes:
                 for chunk_map in stripe.states():

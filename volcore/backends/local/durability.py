@@ -162,7 +162,9 @@ class Durability:
         def done() -> None:
             try:
                 self._settle(sealed)
-                if not last:
+                if last:
+                    self._forget()
+                else:
                     self._chunks.rebase()
             finally:
                 self._release()
@@ -186,11 +188,18 @@ class Durability:
             raise
 
     def abandon(self) -> None:
-        """Let no change begin any more, and return when none is under way."""
+        """Let no change begin any more, return when none is under way, and forget them all."""
         self._chunks.stop_writes()
         for stripe in self._chunks.stripes:
             with stripe:
-                pass
+                for chunk_map in stripe.dirty():
+                    stripe.settle(chunk_map)
+        self._forget()
+
+    def _forget(self) -> None:
+        for stripe in self._chunks.stripes:
+            with stripe:
+                stripe.clear()
 
     def _check(self) -> None:
         if self._chunks.broken:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from volcore.backends.local.chunkstore import ChunkStore
 from volcore.backends.local.layers import PointRow
 from volcore.backends.local.pruning import Pair, Pruning
-from volcore.backends.local.recovery import settle_notes
+from volcore.backends.local.recovery import settle
 from volcore.backends.local.store import LocalStore
 
 VolumeKey = tuple[str, str | None]
@@ -65,7 +65,7 @@ class Openings:
                 return False
             chunks = self._opened.get((pair.volume_id, None))
             if chunks is None:
-                settle_notes(self._store, pair.upper)
+                settle(self._store, pair.volume_id, pair.upper)
             else:
                 chunks.durability.hold()
             if not layers.is_blank(pair.upper):  # what memory had is there now

@@ -4,6 +4,8 @@ lock          held while a process uses the pool; names that process
 witness       how many commits there were at least (`volcore.seal`)
 volcore.db    catalog records, layers, volumes, snapshots, pages, notes (SQLite, WAL)
 layers/N.data the blocks of layer N, sparse
+
+Beside it, in shared memory: what is not flushed (`volcore.backends.local.shared_memory`).
 """
 
 import errno
@@ -15,6 +17,7 @@ from typing import Final, Self
 
 from volcore.backends.local.files import LayerFiles, translated
 from volcore.backends.local.layers import Layers
+from volcore.backends.local.shared_memory import SharedMemory
 from volcore.database import Database
 from volcore.errors import ExhaustedError, PreconditionError, Reason
 from volcore.seal import damaged
@@ -39,6 +42,7 @@ class LocalStore:
         """
         self.scanner = Layers(Database(directory / "volcore.db"))
         """Another one, for long looks in the background."""
+        self.memory = SharedMemory(self.database, directory / "lock", lock_fd)
 
     @classmethod
     def open(cls, directory: Path) -> Self:

@@ -88,14 +88,19 @@ class ChunkState:
         crcs: "Buffer",
         states: "Buffer",
         maybe_durable: "Buffer",
+        mark: "Buffer | None" = None,
     ) -> None:
         """Pin the arrays: owners uint16, CRCs uint32, states and maybe_durable uint8, each 1024.
 
-        `maybe_durable` is 1 for each block that may not be overwritten unless `noted`.
+        `maybe_durable` is 1 for each block that may not be overwritten unless `noted`. `mark` is a
+        byte that is 1 while the map is dirty; one that its stripe forgot keeps its mark.
         """
         for array, item in ((owners, 2), (crcs, 4), (states, 1), (maybe_durable, 1)):
             if memoryview(array).nbytes != item * _CHUNK_BLOCKS:
                 raise ValueError("an array of a chunk's map has the wrong size")
+        self.mark = memoryview(bytearray(1) if mark is None else mark).cast("B")
+        if len(self.mark) != 1:
+            raise ValueError("a mark is one byte")
         self.index = index
         self.version = 0
         """Counts changes."""
@@ -178,12 +183,14 @@ class Stripe:
         if self._maps.get(state.index) is not state:
             raise ValueError(f"chunk {state.index} is not in this stripe")
         state.dirty = True
+        state.mark[0] = 1
         self._dirty.setdefault(state.index, state)
 
     def settle(self, state: ChunkState) -> None:
         """Note that a map is durable as it is."""
         if state.dirty:
             state.dirty = False
+            state.mark[0] = 0
             del self._dirty[state.index]
 
     def clear(self) -> None:
