@@ -7,6 +7,7 @@ from rbd_backend.pools import leftovers, new_backend, raw_pool
 
 from volcore.backends.contract import ShortPathState, VolumeBackend
 from volcore.backends.rbd import RbdBackend
+from volcore.backends.rbd.opening import settled
 from volcore.testing.backend_contract import BackendContract
 from volcore.testing.cluster import CephAccess
 
@@ -44,7 +45,7 @@ class TestRbd(BackendContract):
 
         with (
             raw_pool(self.access, self.pool) as ioctx,
-            rbd.Image(ioctx, volume_id, read_only=True) as image,
+            settled(rbd.Image(ioctx, volume_id, read_only=True)) as image,
         ):
             return image.read(0, length_bytes)
 

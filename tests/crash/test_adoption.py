@@ -9,6 +9,7 @@ from volcore.backends.rbd import Cluster
 from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.header import Headers
 from volcore.backends.rbd.omap import OmapObject
+from volcore.backends.rbd.opening import settled
 from volcore.backends.rbd.session import FEATURES
 from volcore.catalog.omap import OmapCatalog
 from volcore.engine.engine import Engine, EngineSettings
@@ -113,7 +114,7 @@ class Ground:
         images = rbd.RBD().list(self.ioctx)
         assert len(images) == 2
         for name in images:
-            with rbd.Image(self.ioctx, name, read_only=True) as image:
+            with settled(rbd.Image(self.ioctx, name, read_only=True)) as image:
                 marks = [value for key, value in image.metadata_list() if "volcore" in key]
                 found = [one["name"] for one in image.list_snaps()]
             assert marks == ([name] if name in ids else [])

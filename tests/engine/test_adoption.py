@@ -9,6 +9,7 @@ from rbd_backend.pools import leftovers, new_backend, options
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.backends.rbd import Cluster
 from volcore.backends.rbd.omap import OmapObject
+from volcore.backends.rbd.opening import settled
 from volcore.backends.rbd.session import FEATURES
 from volcore.catalog.omap import OmapCatalog
 from volcore.catalog.sqlite import SqliteCatalog
@@ -81,13 +82,13 @@ class Stock:
     def read(self, name, snapshot=None):
         import rbd
 
-        with rbd.Image(self.ioctx, name, snapshot=snapshot, read_only=True) as image:
+        with settled(rbd.Image(self.ioctx, name, snapshot=snapshot, read_only=True)) as image:
             return image.read(0, len(OLD))
 
     def snapshots(self, name):
         import rbd
 
-        with rbd.Image(self.ioctx, name, read_only=True) as image:
+        with settled(rbd.Image(self.ioctx, name, read_only=True)) as image:
             return [one["name"] for one in image.list_snaps() if one["namespace"] == 0]
 
     def names(self):
@@ -98,7 +99,7 @@ class Stock:
     def marks(self, name):
         import rbd
 
-        with rbd.Image(self.ioctx, name, read_only=True) as image:
+        with settled(rbd.Image(self.ioctx, name, read_only=True)) as image:
             return [key for key, _ in image.metadata_list()]
 
     @contextmanager

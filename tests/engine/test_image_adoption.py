@@ -12,6 +12,7 @@ from volcore.backends.adopting import ForeignSource
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.omap import OmapObject
+from volcore.backends.rbd.opening import settled
 from volcore.catalog.omap import OmapCatalog
 from volcore.catalog.sqlite import SqliteCatalog
 from volcore.engine.audit import Audit
@@ -192,7 +193,7 @@ def test_image_of_glance_stays(ground):
         assert content(engine, "a") == WHOLE
         engine.volumes.delete("p", "a")
     with raw_pool(ground.access, ground.pool) as ioctx:
-        with rbd.Image(ioctx, "given", read_only=True) as given:
+        with settled(rbd.Image(ioctx, "given", read_only=True)) as given:
             assert given.read(0, ROUNDED) == WHOLE
         rbd.RBD().remove(ioctx, "given")
     with ground.engine():  # its start frees what waited for that

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from volcore.backends.rbd.opening import settled
 from volcore.testing import held_server
 from volcore.testing.nbd_disk import NbdDisk
 from volcore.testing.server import RunningServer
@@ -116,7 +117,7 @@ class Site:
         ):
             prefixes = []
             for name in rbd.RBD().list(ioctx):
-                with rbd.Image(ioctx, name, read_only=True) as image:
+                with settled(rbd.Image(ioctx, name, read_only=True)) as image:
                     prefixes.append(image.block_name_prefix())
             keys = {item.key for item in ioctx.list_objects()}
         return {key for key in keys if key.startswith(tuple(prefixes))}

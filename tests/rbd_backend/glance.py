@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from volcore.backends.rbd.header import Parent
+from volcore.backends.rbd.opening import settled
 from volcore.testing.cluster import CephAccess
 
 SNAPSHOT = "snap"
@@ -64,7 +65,7 @@ class GlanceStore:
         """What `rbd children` says of the snapshot."""
         import rbd
 
-        with rbd.Image(self.ioctx, name, snapshot=SNAPSHOT, read_only=True) as image:
+        with settled(rbd.Image(self.ioctx, name, snapshot=SNAPSHOT, read_only=True)) as image:
             return [one["image"] for one in image.list_children2()]
 
     def forget_child(self, parent: Parent, image_id: str, *, pool_id: int) -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from rbd_backend.pools import opened, options, raw_pool
+from volcore.backends.rbd.opening import settled
 from volcore.limits import CHUNK_SIZE_BYTES, MIB
 
 SIZE = 40 * MIB
@@ -47,7 +48,7 @@ def test_object_in_the_map_only(ceph_cluster, ceph_pool, cloned):
     with raw_pool(ceph_cluster, ceph_pool) as ioctx:
         import rbd
 
-        with rbd.Image(ioctx, "child", read_only=True) as image:
+        with settled(rbd.Image(ioctx, "child", read_only=True)) as image:
             prefix = image.block_name_prefix()
         for index in (0, 3, 9):
             ioctx.remove_object(f"{prefix}.{index:016x}")

@@ -8,6 +8,7 @@ import pytest
 from rbd_backend.pools import client_counters, opened, options, raw_pool
 from volcore.backends.rbd import Cluster, RbdBackend
 from volcore.backends.rbd.description import TOGETHER
+from volcore.backends.rbd.opening import settled
 from volcore.errors import NotFoundError
 from volcore.limits import CHUNK_SIZE_BYTES, MIB, TIB
 from volcore.testing.device_contract import put
@@ -23,7 +24,7 @@ def told_by_librbd(ioctx, volume_id):
     """(size, chunks stored, ancestors) as librbd says, which opens everything."""
     import rbd
 
-    with rbd.Image(ioctx, volume_id, read_only=True) as image:
+    with settled(rbd.Image(ioctx, volume_id, read_only=True)) as image:
         stored, before = [], None
         for point in [snap["name"] for snap in image.list_snaps()] + [None]:
             image.set_snap(point)
@@ -35,7 +36,7 @@ def told_by_librbd(ioctx, volume_id):
         depth, at = 0, volume_id
         while True:
             try:
-                parent = rbd.Image(ioctx, at, read_only=True)
+                parent = settled(rbd.Image(ioctx, at, read_only=True))
             except rbd.ImageNotFound:
                 break
             with parent:

@@ -14,6 +14,7 @@ import pytest
 from rbd_backend.pools import leftovers, opened, options, raw_pool
 from rbd_backend.test_direct import links
 from volcore.backends.contract import ShortPathState
+from volcore.backends.rbd.opening import settled
 from volcore.errors import NotFoundError
 from volcore.limits import BLOCK_SIZE_BYTES
 from volcore.testing.direct_mix import BLOCKS, GOLD_TAG, SOURCE, Journal, prepare
@@ -102,7 +103,7 @@ def check_bytes(access, pool, journal, alive):
     with raw_pool(access, pool) as ioctx:
         for name in alive:
             tags = journal.volumes.get(name, {})
-            with rbd.Image(ioctx, name, read_only=True) as image:
+            with settled(rbd.Image(ioctx, name, read_only=True)) as image:
                 for offset in BLOCKS:
                     found = set(image.read(offset, BLOCK_SIZE_BYTES))
                     allowed = [{tags.get(offset, GOLD_TAG)}]
@@ -120,7 +121,7 @@ def check_snapshots(access, pool, journal, alive):
     with raw_pool(access, pool) as ioctx:
         for name in alive:
             taken = journal.snapshots.get(name, {})
-            with rbd.Image(ioctx, name, read_only=True) as image:
+            with settled(rbd.Image(ioctx, name, read_only=True)) as image:
                 found = {one["name"] for one in image.list_snaps()}
                 assert set(taken) <= found <= set(taken) | begun
                 for snapshot, tags in taken.items():

@@ -8,6 +8,7 @@ import pytest
 
 from rbd_backend.glance import glance_store
 from rbd_backend.pools import leftovers, opened, raw_pool
+from volcore.backends.rbd.opening import settled
 from volcore.backends.rbd.session import FEATURES, ORDER
 from volcore.errors import NotFoundError, VolcoreError
 from volcore.limits import MIB
@@ -52,7 +53,7 @@ def cut(ioctx, backend, name="child"):
 def opens(ioctx, name):
     import rbd
 
-    with contextlib.suppress(rbd.ImageNotFound), rbd.Image(ioctx, name, read_only=True):
+    with contextlib.suppress(rbd.ImageNotFound), settled(rbd.Image(ioctx, name, read_only=True)):
         return True
     return False
 

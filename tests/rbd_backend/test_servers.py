@@ -14,6 +14,7 @@ import pytest
 from rbd_backend.pools import leftovers, new_backend, opened, options, raw_pool
 from volcore.backends.rbd import Cluster, lease
 from volcore.backends.rbd.lease import LOCK_NAME, LOCK_OBJECT, PoolLease
+from volcore.backends.rbd.opening import settled
 from volcore.errors import NotFoundError, PreconditionError, Reason, UnavailableError
 from volcore.limits import MIB
 from volcore.testing.device_contract import fetch, put
@@ -274,5 +275,5 @@ def test_collect_sweeps_what_a_kill_left_half_made(ceph_cluster, ceph_pool):
 def snapshots_of(access, pool, name):
     import rbd
 
-    with raw_pool(access, pool) as ioctx, rbd.Image(ioctx, name, read_only=True) as image:
+    with raw_pool(access, pool) as ioctx, settled(rbd.Image(ioctx, name, read_only=True)) as image:
         return list(image.list_snaps())

@@ -9,6 +9,7 @@ import pytest
 from rbd_backend.pools import opened, raw_pool
 
 from volcore.backends.contract import ShortPathState
+from volcore.backends.rbd.opening import settled
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
 from volcore.testing.rbd_judge import Disk, Judge
 
@@ -31,7 +32,7 @@ class Plants:
         self.ioctx.execute(name, "rbd", method, body)
 
     def link(self, method, parent, child):
-        with self.rbd.Image(self.ioctx, parent, read_only=True) as image:
+        with settled(self.rbd.Image(self.ioctx, parent, read_only=True)) as image:
             (snap,) = image.list_snaps()
         raw = child.encode()
         spec = struct.pack("<qI", self.ioctx.get_pool_id(), len(raw)) + raw + bytes(4)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from volcore.backends.rbd.direct.family import is_proven, is_sibling, original
+from volcore.backends.rbd.opening import settled
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
 
 PIECE_BYTES: Final = 4 * MIB
@@ -105,7 +106,7 @@ class Judge:
         """Return findings about the size, snapshots and bytes of one image, all of them read."""
         findings = []
         try:
-            with self._rbd.Image(self._ioctx, name, read_only=True) as image:
+            with settled(self._rbd.Image(self._ioctx, name, read_only=True)) as image:
                 live = {snap["name"] for snap in image.list_snaps() if snap["namespace"] == 0}
                 found = {one for one in live if not is_sibling(one)}
                 if found != set(disk.snapshots):
@@ -160,7 +161,7 @@ class Judge:
         return done.stdout + (done.stderr if errors else "")
 
     def _image(self, image_id: str, name: str) -> _Image:
-        with self._rbd.Image(self._ioctx, image_id=image_id, read_only=True) as image:
+        with settled(self._rbd.Image(self._ioctx, image_id=image_id, read_only=True)) as image:
             snaps = {snap["id"]: snap["namespace"] == 0 for snap in image.list_snaps()}
             size_bytes = image.size()
         rows = dict(self._omap(f"rbd_header.{image_id}", ""))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from volcore.backends.rbd.direct.family import is_sibling
+from volcore.backends.rbd.opening import settled
 from volcore.testing.cluster import CephAccess, CephCluster
 from volcore.testing.rbd_judge import Disk, Judge
 from volcore.testing.rbd_soak_callers import IMAGE_BYTES, IMAGES, STEP_BYTES, Caller, World
@@ -267,7 +268,7 @@ def _faults(client: Any) -> list[str]:
 def _snapshots(ioctx: Any, name: str) -> list[str]:
     import rbd
 
-    with rbd.Image(ioctx, name, read_only=True) as image:
+    with settled(rbd.Image(ioctx, name, read_only=True)) as image:
         return [snap["name"] for snap in image.list_snaps() if snap["namespace"] == 0]
 
 

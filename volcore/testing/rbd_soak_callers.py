@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from volcore.backends.rbd.opening import settled
 from volcore.client import Client
 from volcore.errors import NotFoundError, PreconditionError, Reason
 from volcore.limits import BLOCK_SIZE_BYTES, MIB
@@ -290,7 +291,7 @@ class Caller(Worker):
 
         self.note("read", name)
         model = self.models[name]
-        with rbd.Image(self.world.ioctx, model.image, read_only=True) as image:
+        with settled(rbd.Image(self.world.ioctx, model.image, read_only=True)) as image:
             self._check(image, name, model.frozen())
             if model.snapshots:
                 backend_name, disk = self.dice.choice(sorted(model.snapshots.items()))[1]

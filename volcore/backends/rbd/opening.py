@@ -39,7 +39,11 @@ def open_image(ioctx: Any, image_id: str, *, snapshot: str | None = None, read_o
                 raise
             time.sleep(PAUSE_S)
         else:
-            if read_only:
-                time.sleep(SETTLE_S)
-            return image
+            return settled(image) if read_only else image
     raise AssertionError("the last try returns or raises")
+
+
+def settled(image: Any) -> Any:
+    """Return the handle, which was opened to read just now, when it may be closed."""
+    time.sleep(SETTLE_S)
+    return image

@@ -35,6 +35,7 @@ from volcore.backends.rbd.direct.waves import Waves, Write, calling
 from volcore.backends.rbd.directory import HIDDEN_PREFIX, Directory, Link
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.header import Headers
+from volcore.backends.rbd.opening import settled
 from volcore.errors import NotFoundError
 
 SCHEME: Final = 2
@@ -300,7 +301,7 @@ class Proof:
         librbd.clone(
             self._ioctx, name, _SNAPSHOT, self._ioctx, name + _CHILD, self._features, self._order
         )
-        with self._rbd.Image(self._ioctx, name + _CHILD, read_only=True) as child:
+        with settled(self._rbd.Image(self._ioctx, name + _CHILD, read_only=True)) as child:
             found = digest(child)
         image.set_snap(_SNAPSHOT)
         if digest(image) != found:
