@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Self
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.errmap import ceph_errors, error_of_code, translated
+from volcore.backends.rbd.gate import Gate
 from volcore.errors import (
     BackendIOError,
     NotFoundError,
@@ -21,6 +22,8 @@ from volcore.errors import (
 CONNECT_TIMEOUT_S: Final = 10.0
 OP_TIMEOUT_S: Final = 120.0
 """How long one request to an OSD or monitor may take; a hung cluster becomes UNAVAILABLE."""
+CLOSE_WAIT_S: Final = 2.0
+"""How long a close waits for calls to monitors."""
 MONITORS_AGE_S_MAX: Final = 60.0
 FIGURES_WAIT_S: Final = 15.0
 """How long a pool that was just made is waited for; OSDs report every 5 s."""
@@ -67,6 +70,7 @@ class Cluster:
         self.options = options
         self._lock = threading.Lock()
         self._rados: Any = None
+        self._gate = Gate()
         self._users = 0
         self._monitors: tuple[str, ...] = ()
         self._monitors_time_s = 0.0
@@ -92,14 +96,19 @@ class Cluster:
         with self._lock:
             if self._users == 0:
                 self._rados = self._connect()
+                self._gate = Gate()
             self._users += 1
 
     def release(self) -> None:
-        """Count one user less; the last one disconnects, and calls raise SHUTTING_DOWN."""
+        """Count one user less; the last one disconnects, and calls raise SHUTTING_DOWN.
+
+        A connection that is closed under a call ends the process: one that a call does not leave
+        stays.
+        """
         with self._lock:
             assert self._users > 0
             self._users -= 1
-            if self._users == 0:
+            if self._users == 0 and self._gate.close(CLOSE_WAIT_S):
                 self._rados.shutdown()
 
     def _connect(self) -> Any:
@@ -175,7 +184,7 @@ class Cluster:
     def mon_command(self, prefix: str, **arguments: Any) -> Any:
         """Return the parsed JSON answer of a monitor command, None for an empty one."""
         command = json.dumps({"prefix": prefix, "format": "json", **arguments})
-        with translated(f"ask the monitors for {prefix!r}"):
+        with translated(f"ask the monitors for {prefix!r}"), self._gate.using():
             code, body, text = self._rados.mon_command(command, b"")
         if code:
             raise error_of_code(abs(code), f"ask the monitors for {prefix!r}", text)
@@ -200,7 +209,7 @@ class Cluster:
             for row in self.mon_command("df")["pools"]:
                 if row["name"] == pool:
                     return dict(row["stats"])
-            with translated(f"look for the Ceph pool {pool!r}"):
+            with translated(f"look for the Ceph pool {pool!r}"), self._gate.using():
                 there = self._rados.pool_exists(pool)
             if not there:
                 raise NotFoundError(

@@ -45,8 +45,11 @@ class Gate:
                 if not self._users:
                     self._changed.notify_all()
 
-    def close(self) -> None:
-        """Let nobody in any more, and wait for those who are; idempotent."""
+    def close(self, wait_s: float = WAIT_S) -> bool:
+        """Let nobody in any more, and wait for those who are; return whether all have left.
+
+        Idempotent.
+        """
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._users, WAIT_S)
+            return self._changed.wait_for(lambda: not self._users, wait_s)
