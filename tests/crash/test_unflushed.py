@@ -149,6 +149,49 @@ def test_reverted_or_deleted(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_older_server(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: no state from before what is newer. Method: a server that knows no memory writes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_memory, "_PLACE", pool)
+        backend = opened(pool)
+        with backend.open_device("v", read_only=False) as device:
+            device.discard(0, BLOCK_SIZE_BYTES)
+            device.write(2 * BLOCK_SIZE_BYTES, block(7))
+        backend.close()
+    backend = opened(pool)
+    assert head(backend)[::2] == b"\0\7\0"
+    backend.close()
+
+
+def test_killed_around_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: INV-LOCAL-12. Method: change while a flush commits, die before and after the commit."""
+    for is_before in (True, False):
+        place = tmp_path / str(is_before)
+        backend = opened(place)
+        backend.create("v", SIZE)
+        device = backend.open_device("v", read_only=False)
+        device.write(0, block(1) * 3, fua=True)
+        device.write(3 * BLOCK_SIZE_BYTES, block(9))
+        durability, store = device.chunks.durability, backend._store
+
+        def cut(*_: object) -> int:
+            raise InterruptedError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(durability, "_sync", lambda layers, d=device: change(d))
+            if is_before:
+                patch.setattr(store.layers, "page_sum", cut)
+            else:
+                patch.setattr(device.chunks.unflushed, "arrive", cut)
+            with pytest.raises(InterruptedError):
+                device.flush()
+        die(backend)
+        backend = opened(place)
+        assert head(backend) == ANSWERED
+        backend.close()
+        assert files(place) == []
+
+
 def test_copy(pool: Path, tmp_path: Path) -> None:
     """Goal: a copy is another pool. Method: open both, the copy first."""
     copy = tmp_path / "copy"

@@ -93,7 +93,7 @@ class ChunkStore:
         self.stripes = self.path.stripes
         self._own = _owner_row(len(self.chain) - 1)
         self.durability = Durability(self)
-        self.unflushed = store.memory.volume(volume_id, self.top)
+        self.unflushed = store.memory.volume(volume_id, self.top, store.layers.page_sum(self.top))
 
     @property
     def top(self) -> int:
@@ -463,7 +463,7 @@ class ChunkStore:
             self.durability.noted.clear()
         self.chain = chain
         self._own = _owner_row(len(chain) - 1)
-        self.unflushed.follow(self.top)
+        self.unflushed.follow(self.top, layers.page_sum(self.top))
         if pushed:
             for stripe in self.stripes:
                 for chunk_map in stripe.states():

@@ -264,6 +264,8 @@ class Durability:
                 if item.chunk_map.durable_version < item.version
             ]
         )
+        if sealed:
+            self._chunks.unflushed.expect(self._store.layers.page_sum(self._chunks.top))
 
     def _evict(self, sealed: Sequence[Sealed], count: int) -> list[int]:
         """Take the oldest notes back whose pages agree with their data after this commit."""
@@ -296,6 +298,8 @@ class Durability:
 
     def _settle(self, sealed: Sequence[Sealed]) -> None:
         """Take over that the pages are durable, and free the space they no longer need."""
+        if sealed:
+            self._chunks.unflushed.arrive()
         for item in sealed:
             chunk_map = item.chunk_map
             stripe = self._chunks.stripe(item.chunk_index)

@@ -401,6 +401,11 @@ class Layers:
         )
         return [decoded(*row) for row in rows]
 
+    def page_sum(self, layer_id: int) -> int:
+        """Return a number that is another one after each change of the layer's pages."""
+        found: int = self.database.query("SELECT pages FROM layer WHERE id = ?", (layer_id,))[0][0]
+        return found
+
     def put_pages(self, pages: Sequence[Page]) -> None:
         """Add or replace pages."""
         self.database.execute_many(

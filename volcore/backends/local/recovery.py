@@ -38,8 +38,9 @@ def settle(store: LocalStore, volume_id: str, layer_id: int) -> int:
     Raises:
         IntegrityError: BAD_RECORD, what was not flushed makes no sense; nothing was changed.
     """
-    left = store.memory.left(volume_id, layer_id)
-    states = _states_in(left) if left is not None else {}
+    left, states = store.memory.left(volume_id), {}
+    if left is not None and left.counts(layer_id, store.layers.page_sum(layer_id)):
+        states = _states_in(left.path)
     noted = set(store.layers.notes(layer_id))
     chunks = sorted(noted | states.keys())
     if not chunks:

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from volcore.backends.local.mounted import mounting_of
-from volcore.backends.local.unflushed import Unflushed, layer_of
+from volcore.backends.local.unflushed import Left, Unflushed, found
 from volcore.database import Database
 
 _PLACE: Final = Path("/dev/shm")  # noqa: S108 - a directory there is ours alone
@@ -38,7 +38,7 @@ class SharedMemory:
         """
         self._database = database
         self._directory: Path | None = None
-        self._left: dict[str, int] = {}
+        self._left: dict[str, Left] = {}
         try:
             parent = _own_directory(_PLACE / f"volcore-{os.geteuid()}")
             directory = _directory_of(parent, lock, lock_fd)
@@ -51,36 +51,33 @@ class SharedMemory:
                 reason=str(err),
             )
 
-    def volume(self, volume_id: str, layer_id: int) -> Unflushed:
+    def volume(self, volume_id: str, layer_id: int, page_sum: int) -> Unflushed:
         """Return where the states of a volume are kept while it is open; it was settled."""
-        name = _name(volume_id)
-        return Unflushed(self._directory / name if self._directory else None, layer_id)
+        path = self._directory / _name(volume_id) if self._directory else None
+        return Unflushed(path, layer_id, page_sum)
 
-    def left(self, volume_id: str, layer_id: int) -> Path | None:
-        """Return what was left of the volume, if the layer was its top then.
-
-        It is deleted with the commit: then the rows say the same.
-        """
-        name = _name(volume_id)
-        if self._directory is None or name not in self._left:
-            return None
-        path = self._directory / name
-        self._database.after_commit(lambda: self._forget(path))
-        return path if self._left[name] == layer_id else None
+    def left(self, volume_id: str) -> Left | None:
+        """Return what was left of the volume; deleted with the commit, when the rows say it."""
+        left = self._left.get(_name(volume_id))
+        if left is not None:
+            self._database.after_commit(lambda: self._forget(_name(volume_id)))
+        return left
 
     def keep(self, unflushed: Unflushed) -> None:
         """Leave what could not be made durable for the next opening."""
-        self._left |= unflushed.leave()
+        left = unflushed.leave()
+        if left is not None:
+            self._left[left.path.name] = left
 
     def keep_only(self, volume_ids: list[str]) -> None:
         """Delete what was left of other volumes."""
         for name in self._left.keys() - set(map(_name, volume_ids)):
-            assert self._directory is not None
-            self._forget(self._directory / name)
+            self._forget(name)
 
-    def _forget(self, path: Path) -> None:
-        if self._left.pop(path.name, None) is not None:
-            path.unlink(missing_ok=True)
+    def _forget(self, name: str) -> None:
+        left = self._left.pop(name, None)
+        if left is not None:
+            left.path.unlink(missing_ok=True)
 
 
 def _name(volume_id: str) -> str:
@@ -107,15 +104,15 @@ def _directory_of(parent: Path, lock: Path, lock_fd: int) -> Path:
     return directory
 
 
-def _left_in(directory: Path) -> dict[str, int]:
-    """Return the files, and whose states they hold; delete what was never finished."""
-    found: dict[str, int] = {}
+def _left_in(directory: Path) -> dict[str, Left]:
+    """Return what the files say of themselves, by name; delete what was never finished."""
+    all_left: dict[str, Left] = {}
     for path in directory.iterdir():
         if path.name == _POOL:
             continue
-        layer_id = layer_of(path)
-        if layer_id is None:
+        left = found(path)
+        if left is None:
             path.unlink()
         else:
-            found[path.name] = layer_id
-    return found
+            all_left[path.name] = left
+    return all_left

@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +28,8 @@ import structlog
 
 from volcore.limits import CHUNK_BLOCKS
 
-_HEADER: Final = struct.Struct("<8sQ")
-"""Magic, layer id."""
+_HEADER: Final = struct.Struct("<8sQqq")
+"""Magic, layer id, and its page sum of now and after the commit under way."""
 _MAGIC: Final = b"volcoreU"
 _ENTRY: Final = struct.Struct("<QBxxxxxxx")
 """Chunk index, mark."""
@@ -93,10 +94,11 @@ class Unflushed:
     *Concurrency*: `take` from any thread; the rest with nobody taking.
     """
 
-    def __init__(self, path: Path | None, layer_id: int) -> None:
+    def __init__(self, path: Path | None, layer_id: int, page_sum: int) -> None:
         """Keep the states of the layer in `path`, which is new; None: there are no places."""
         self._path = path
         self._layer_id = layer_id
+        self._sums = page_sum, page_sum
         self._lock = threading.Lock()
         self._header: memoryview | None = None
         self._segments: list[memoryview] = []
@@ -123,11 +125,26 @@ class Unflushed:
             segment[mark_at : mark_at + 1],
         )
 
-    def follow(self, layer_id: int) -> None:
+    def follow(self, layer_id: int, page_sum: int) -> None:
         """The states are of another layer from now on; no mark is set."""
-        self._layer_id = layer_id
+        with self._lock:
+            self._layer_id = layer_id
+            self._write_header(page_sum, page_sum)
+
+    def expect(self, page_sum: int) -> None:
+        """Inside a transaction that changes pages of the layer: say what its page sum will be."""
+        with self._lock:
+            self._write_header(self._sums[0], page_sum)
+
+    def arrive(self) -> None:
+        """The transaction was committed."""
+        with self._lock:
+            self._write_header(self._sums[1], self._sums[1])
+
+    def _write_header(self, now: int, later: int) -> None:
+        self._sums = now, later
         if self._header is not None:
-            _HEADER.pack_into(self._header, 0, _MAGIC, layer_id)
+            _HEADER.pack_into(self._header, 0, _MAGIC, self._layer_id, now, later)
 
     def drop(self) -> None:
         """Delete the file: all is durable, or nobody may know it any more. Idempotent."""
@@ -138,13 +155,13 @@ class Unflushed:
                 self._header = None
                 self._segments.clear()
 
-    def leave(self) -> dict[str, int]:
-        """Keep the file, if there is one, and touch it no more; return its name and its layer."""
+    def leave(self) -> "Left | None":
+        """Keep the file, if there is one, and touch it no more."""
         with self._lock:
             self._given_up = True
             if self._path is None or self._header is None:
-                return {}
-            return {self._path.name: self._layer_id}
+                return None
+            return Left(self._path, self._layer_id, self._sums)
 
     def _grow(self) -> bool:
         """Make more places; return whether there are any."""
@@ -166,7 +183,10 @@ class Unflushed:
 
     def _map_more(self) -> None:
         assert self._path is not None
-        new = os.O_CREAT | os.O_EXCL if self._header is None else 0
+        new = 0
+        if self._header is None:
+            self._path.unlink(missing_ok=True)  # the rows say what counts of it
+            new = os.O_CREAT | os.O_EXCL
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | new, 0o600)
         try:
             at = _PAGE_BYTES + len(self._segments) * _SEGMENT_BYTES
@@ -175,7 +195,7 @@ class Unflushed:
             if self._header is None:
                 os.posix_fallocate(fd, 0, _PAGE_BYTES)
                 self._header = _mapped(fd, 0)
-                _HEADER.pack_into(self._header, 0, _MAGIC, self._layer_id)
+                self._write_header(*self._sums)
         finally:
             os.close(fd)
         first = len(self._segments) * _SLOTS
@@ -183,14 +203,27 @@ class Unflushed:
         self._free.extend(range(first, first + _SLOTS))
 
 
-def layer_of(path: Path) -> int | None:
-    """Return the layer whose states a file holds; None if it was never finished."""
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A file of a volume that is not open."""
+
+    path: Path
+    layer_id: int
+    sums: tuple[int, int]
+
+    def counts(self, layer_id: int, page_sum: int) -> bool:
+        """Say whether it is of the layer, and nobody else has changed pages since."""
+        return layer_id == self.layer_id and page_sum in self.sums
+
+
+def found(path: Path) -> Left | None:
+    """Return what a file says of itself; None if it was never finished."""
     with path.open("rb") as file:
         raw = file.read(_HEADER.size)
     if len(raw) < _HEADER.size:
         return None
-    magic, layer_id = _HEADER.unpack(raw)
-    return int(layer_id) if magic == _MAGIC else None
+    magic, layer_id, now, later = _HEADER.unpack(raw)
+    return Left(path, layer_id, (now, later)) if magic == _MAGIC else None
 
 
 def marked(path: Path) -> Iterator[tuple[int, bytes]]:
