@@ -66,6 +66,7 @@ def dying(backend, switch, monkeypatch):
 def started(backend, catalog) -> Engine:
     engine = Engine(EngineSettings(server_id="test"))
     engine.add_pool("p", backend, catalog, None)
+    engine.lookout.close(5)  # nobody closes this engine, and a look outlives a test
     return engine
 
 

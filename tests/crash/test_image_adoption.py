@@ -73,6 +73,7 @@ class Ground:
     def engine(self, catalog):
         engine = Engine(EngineSettings(server_id="test"))
         engine.add_pool("p", self.backend, catalog, None)
+        engine.lookout.close(5)  # nobody closes this engine, and a look outlives a test
         return engine
 
     @contextlib.contextmanager

@@ -24,6 +24,7 @@ def start(backend, catalog, *, count_max: int = MAX) -> Engine:
     """A started server; its keeper works when it is told to."""
     engine = Engine(EngineSettings(server_id="test"))
     engine.add_pool("p", backend, catalog, None, warm_clones_max=count_max)
+    engine.lookout.close(5)  # nobody closes this engine, and a look outlives a test
     return engine
 
 
