@@ -4,6 +4,7 @@ Recovery may itself be cut off at any point; it then starts again.
 """
 
 from array import array
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -60,12 +61,14 @@ def settle(store: LocalStore, volume_id: str, layer_id: int) -> int:
 
 
 def _states_in(left: Path) -> dict[int, bytes]:
-    """Return the states of chunks that were not flushed.
+    """Return the states of chunks that were not flushed; none if somebody deleted the file.
 
     Raises:
         IntegrityError: BAD_RECORD, they make no sense.
     """
-    found = dict(marked(left))
+    found: dict[int, bytes] = {}
+    with suppress(FileNotFoundError):
+        found = dict(marked(left))
     if any(states.translate(None, _STATES) for states in found.values()):
         raise IntegrityError(
             f"what a volume had not flushed when its server was killed is damaged in {left}; delete"
