@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONG_FIRST = (
     "e2e", "packaging", "benchmarks", "crash", "rbd_backend", "stateful", "testing", "docs", "api",
 )  # fmt: skip
-"""Directories whose files take long, dearest first: what is short then fills the gaps at the end."""
+"""Directories whose files take long, dearest first: short ones then fill the gaps at the end."""
 
 
 def _turn(item: pytest.Item) -> int:

@@ -34,6 +34,7 @@ from volcore.errors import (
     Reason,
 )
 from volcore.v1 import image_pb2, image_service_pb2
+from volcore.writeback import Writeback
 
 LOG = logging.getLogger(__name__)
 IMPORTS_MAX: Final = 4
@@ -185,13 +186,14 @@ class Images:
         self, name: str, image_meta: Mapping[str, Any], fetch: Callable[[Any], None]
     ) -> image_pb2.Image:
         with temporary_file(self._service, "fetch", self._owner) as path:
-            with open(path, "wb", buffering=0) as file:
-                arriving = Arriving(self._service, file, image_meta)
-                try:
-                    fetch(arriving)
-                    arriving.finish()
-                except OSError as err:
-                    raise _not_fetched(image_meta, err) from err
+            arriving = Arriving(self._service, path, image_meta)
+            try:
+                fetch(arriving)
+                arriving.finish()
+            except OSError as err:
+                raise _not_fetched(image_meta, err) from err
+            finally:
+                arriving.close()
             LOG.info("Importing image %s as %s", image_meta["id"], name)
             labels = {IMAGE_LABEL: str(image_meta["id"])}
             try:
@@ -219,9 +221,10 @@ class Arriving:
     *Concurrency*: one caller.
     """
 
-    def __init__(self, service: Service, file: Any, image_meta: Mapping[str, Any]) -> None:
+    def __init__(self, service: Service, path: str, image_meta: Mapping[str, Any]) -> None:
         self._service = service
-        self._file = file
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - see `close`
+        self._writeback = Writeback(self._file.fileno())
         self._image_meta = image_meta
         self._pieces = bytearray()
         self._expected, self._hash = "", hashlib.sha256()
@@ -246,13 +249,17 @@ class Arriving:
             ImageUnacceptable: these are not the bytes that Glance promised.
         """
         self._service.run(self._store)
-        self._file.truncate()
+        self._service.run(self._file.truncate)
         if self._expected and self._hash.hexdigest() != self._expected:
             raise _unacceptable(
                 self._image_meta,
                 f"its {self._hash.name} is {self._hash.hexdigest()} but Glance says "
                 f"{self._expected}; nothing of it was kept, upload the image again",
             )
+
+    def close(self) -> None:
+        """Close the file, which may wait for the disk; idempotent."""
+        self._service.run(self._file.close)
 
     def _store(self) -> None:
         data = bytes(self._pieces)
@@ -263,6 +270,7 @@ class Arriving:
             return
         while data:
             data = data[self._file.write(data) :]
+        self._writeback.wrote(self._file.tell())
 
 
 def _check_size(image_meta: Mapping[str, Any], image_bytes: int, size_bytes: int) -> None:

@@ -12,6 +12,7 @@ from volcore import limits
 from volcore.errors import BackendIOError, InvalidArgumentError, Reason
 from volcore.v1 import image_pb2, image_service_pb2, operation_pb2
 from volcore.wire.names import split_child
+from volcore.writeback import Writeback
 
 OnProgress = Callable[[operation_pb2.Operation], None]
 OnBytes = Callable[[int, int], None]
@@ -157,6 +158,7 @@ class Download:
         self._file = file
         self._on_bytes = on_bytes
         self._seekable = file.seekable()
+        self._writeback = Writeback(file.fileno()) if _is_regular(file) else None
         self._size_bytes = 0
         self._at_bytes = 0
 
@@ -168,6 +170,8 @@ class Download:
             self._go_to(piece.offset_bytes)
             self._file.write(piece.data)
             self._at_bytes = piece.offset_bytes + len(piece.data)
+            if self._writeback is not None:
+                self._writeback.wrote(self._at_bytes)
         if self._on_bytes is not None:
             self._on_bytes(self._at_bytes, self._size_bytes)
 

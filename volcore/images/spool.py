@@ -16,6 +16,7 @@ from volcore.images import chunks, refusals
 from volcore.images.chunks import Fill
 from volcore.images.inspect import HEAD_BYTES
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, GIB, MIB
+from volcore.writeback import Writeback
 
 Piece = bytes | memoryview
 RESERVE_BYTES: Final = 1 * GIB
@@ -68,7 +69,7 @@ def receive(
     _check_space(place, upload_size_bytes, reserve_bytes)
     with _open_nameless(place) as file:
         descriptor = file.fileno()
-        received_bytes = 0
+        received_bytes, writeback = 0, Writeback(descriptor)
         check_at_bytes = _CHECK_EVERY_BYTES
         for piece in pieces:
             received_bytes += len(piece)
@@ -78,6 +79,7 @@ def receive(
                 _check_space(place, len(piece), reserve_bytes)
                 check_at_bytes = received_bytes + _CHECK_EVERY_BYTES
             _write(descriptor, piece)
+            writeback.wrote(received_bytes)
             progress(received_bytes, max(received_bytes, upload_size_bytes))
         if upload_size_bytes and received_bytes != upload_size_bytes:
             raise _other_size(upload_size_bytes)
