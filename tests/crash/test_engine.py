@@ -237,6 +237,33 @@ def test_what_failed_is_never_shown(site):
         finished(engine)
 
 
+def test_what_was_taken_back_is_not_shown_to_a_read_from_before(site, monkeypatch):
+    """Goal: nobody sees what never was. Method: take a volume back between a read and its answer.
+
+    The read has its record, which says READY; the repeated call has made another one by then.
+    """
+    backend, catalog = site
+    failing = FailingBackend(backend)
+    engine = start(failing, catalog)
+    pool = engine.pools.open("p")
+    failing.clones, failing.deletes = [unreachable()], [unreachable()]
+    (result,) = engine.volumes.deploy("p", "gold", ["new"])
+    assert isinstance(result, UnavailableError)
+    (written,) = [v for v in map(Volume.decode, values(catalog)) if v.name == "new"]
+    read, made = pool.catalog.list, []
+
+    def slow(kind, **options):
+        rows = read(kind, **options)
+        if kind is Volume.KIND and not made:
+            made.extend(engine.volumes.deploy("p", "gold", ["new"]))
+        return rows
+
+    monkeypatch.setattr(pool.catalog, "list", slow)
+    shown = {v.id for v in engine.volumes.list("p", limit=100)}
+    assert made[0].id != written.id
+    assert written.id not in shown
+
+
 def values(catalog) -> list[bytes]:
     return [value for _, value in catalog.list(Volume.KIND)]
 

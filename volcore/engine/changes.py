@@ -187,7 +187,7 @@ def settle(pool: Pool, intent: Intent) -> None:
         return
     if intent.action is IntentAction.MAKE_VOLUME:
         pool.catalog.commit([*end, erased(intent)])
-        pool.making.undone(intent)
+        pool.making.settled(intent, taken_back=bool(end))
     else:
         pool.catalog.commit([*end, drop(intent)])
     _log.info("change settled", pool=pool.name, action=intent.action, subject=intent.subject_key)

@@ -23,6 +23,8 @@ from volcore.model.records import Intent
 DELAY_S: Final = 0.05
 """How long an intent waits for a commit to go with."""
 RETRY_S: Final = 1.0
+TAKEN_BACK_MAX: Final = 10_000
+"""How many volumes are remembered that were taken back: longer than any read is under way."""
 TOGETHER_MAX: Final = 1000
 """Intents erased with one commit."""
 
@@ -40,6 +42,7 @@ class Making:
         self._changed = threading.Condition()
         self._hidden: dict[str, Intent] = {}
         self._failed: set[str] = set()
+        self._taken_back: dict[str, None] = {}
         self._over: list[Intent] = []
         self._committing = 0
         self._thread: threading.Thread | None = None
@@ -48,8 +51,8 @@ class Making:
         self._closed = False
 
     def hides(self, volume_id: str) -> bool:
-        """Say whether the volume must not be shown yet."""
-        return volume_id in self._hidden
+        """Say whether the volume must not be shown yet, or never."""
+        return volume_id in self._hidden or volume_id in self._taken_back
 
     def intent_of(self, volume_id: str) -> Intent | None:
         """Return the intent of a volume that is hidden."""
@@ -85,9 +88,13 @@ class Making:
         with self._changed:
             self._show(one for one in intents if one.subject_id not in self._failed)
 
-    def undone(self, intent: Intent) -> None:
-        """Forget a creation that was settled."""
+    def settled(self, intent: Intent, *, taken_back: bool) -> None:
+        """Forget a creation; what was taken back stays hidden from reads that have its record."""
         with self._changed:
+            if taken_back:
+                self._taken_back[intent.subject_id] = None
+                if len(self._taken_back) > TAKEN_BACK_MAX:
+                    del self._taken_back[next(iter(self._taken_back))]
             self._show([intent])
 
     def commit(self, changes: Sequence[Change]) -> None:

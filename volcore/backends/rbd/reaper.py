@@ -3,12 +3,13 @@
 With clone format 2 a snapshot that has clones can be deleted: librbd moves it out of sight and
 drops it when its last clone goes. An image cannot go while it has such snapshots, so the image of
 a deleted volume waits in the rbd trash, with a row in the directory, until its last clone is
-deleted or flattened; whoever does that frees it, then its parent, and so on up.
+deleted or flattened; whoever does that frees it, then its parent, and so on up. What cannot be
+freed at that time (an OSD is away, a dead client has it open) is tried again until it can.
 
 Invariants:
 1. INV-RBD-3 (must): an image with a clone is never removed (librbd refuses it too).
 2. INV-RBD-4 (should): after the last clone went, its deleted ancestors go at once; what a crash
-   leaves is freed by `collect`.
+   leaves is freed by `collect`, what a failure leaves by `_run`.
 """
 
 import errno
@@ -38,6 +39,7 @@ from volcore.errors import (
     VolcoreError,
 )
 
+RETRY_S: Final = 10.0
 _PASSES_MAX: Final = 64
 _SNAPSHOT_THREADS: Final = 8
 """Deletions of snapshots at once: they share the monitor's proposals of a second each."""
@@ -66,6 +68,11 @@ class Reaper:
         self._parting = parting
         self._lock = threading.Lock()
         self._busy: dict[str, tuple[threading.Lock, int]] = {}
+        self._changed = threading.Condition()
+        self._left: set[str] = set()
+        """Images to be tried again."""
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
     def move_to_trash(self, volume_id: str, image_id: str) -> None:
         """Take an image's name away, if it still has it; clones and handles keep working.
@@ -87,34 +94,67 @@ class Reaper:
             self._headers.delete_name(volume_id)
 
     def reap_quietly(self, image_id: str) -> None:
-        """Free what can be freed after a change that has already succeeded."""
+        """Free what can be freed after a change that has already succeeded; the rest follows."""
         try:
             self.reap(image_id)
         except VolcoreError as err:
-            _LOG.warning("rbd image %s is left for the next collection: %s", image_id, err)
+            _LOG.warning("rbd image %s is not freed yet, tried again: %s", image_id, err)
 
     def reap(self, image_id: str) -> int:
         """Free the image of a deleted volume, then its deleted ancestors that nothing needs.
 
-        Idempotent. Returns how many images were freed.
+        Idempotent. Returns how many images were freed; where that fails, it is tried again later.
         """
         count = 0
-        for _ in range(_PASSES_MAX):
-            with self._alone(image_id):
-                name = self._directory.retired_name(image_id)
-                if name is None:
+        try:
+            for _ in range(_PASSES_MAX):
+                with self._alone(image_id):
+                    name = self._directory.retired_name(image_id)
+                    if name is None:
+                        break
+                    parent = self._parent(image_id)
+                    if not self._free(image_id, name, parent):
+                        break
+                    self._directory.freed(image_id)
+                count += 1
+                if parent is None:
                     break
-                parent = self._parent(image_id)
-                if not self._free(image_id, name, parent):
-                    break
-                self._directory.freed(image_id)
-            count += 1
-            if parent is None:
-                break
-            self._parting.parted(parent)
-            self.drop_stand_in(parent)
-            image_id = parent.image_id
+                self._parting.parted(parent)
+                self.drop_stand_in(parent)
+                image_id = parent.image_id
+        except VolcoreError:
+            self._later(image_id)
+            raise
         return count
+
+    def close(self) -> None:
+        """Try nothing again; idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _later(self, image_id: str) -> None:
+        with self._changed:
+            self._left.add(image_id)
+            self._changed.notify_all()
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        """Try again what is left, until closed."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._left or self._closed)
+                if self._changed.wait_for(lambda: self._closed, RETRY_S):
+                    return
+                left, self._left = self._left, set()
+            for image_id in left:
+                if self._closed:
+                    return
+                self.reap_quietly(image_id)
 
     def drop_stand_in(self, parent: Parent) -> None:
         """Delete the snapshot that a clone had, if it holds clones only and this was the last.
@@ -211,14 +251,15 @@ class Reaper:
         return True
 
     def _remove_unwatched(self, image_id: str, name: str) -> bool:
-        """Remove an image that only dead clients have open; else a later collection will."""
+        """Remove an image that only dead clients have open; else it is tried again later."""
         try:
-            if not self._watchers.forget_dead(name, image_id):
-                return False
-            self._remove(image_id, name)
+            if self._watchers.forget_dead(name, image_id):
+                self._remove(image_id, name)
+                return True
         except (NotFoundError, PreconditionError, OperationPendingError):
-            return False
-        return True
+            pass
+        self._later(image_id)
+        return False
 
     def _remove(self, image_id: str, name: str) -> None:
         """Remove a trashed image, finishing first its move there if a crash cut that short."""

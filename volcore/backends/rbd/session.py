@@ -123,6 +123,7 @@ class Session:
                 undo.callback(self.lease.release)
                 self.links.end_all()
             undo.callback(self.direct.close)
+            undo.callback(self.reaper.close)
             if not direct:
                 self.direct.refuse("turned off in the configuration")
             elif not lock:
