@@ -171,7 +171,7 @@ class Download:
             self._file.write(piece.data)
             self._at_bytes = piece.offset_bytes + len(piece.data)
             if self._writeback is not None:
-                self._writeback.wrote(self._at_bytes)
+                self._writeback.wrote(self._file.tell())
         if self._on_bytes is not None:
             self._on_bytes(self._at_bytes, self._size_bytes)
 

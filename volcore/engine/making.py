@@ -91,7 +91,7 @@ class Making:
     def settled(self, intent: Intent, *, taken_back: bool) -> None:
         """Forget a creation; what was taken back stays hidden from reads that have its record."""
         with self._changed:
-            if taken_back:
+            if taken_back or intent.subject_id in self._failed:
                 self._taken_back[intent.subject_id] = None
                 if len(self._taken_back) > TAKEN_BACK_MAX:
                     del self._taken_back[next(iter(self._taken_back))]

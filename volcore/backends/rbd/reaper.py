@@ -105,7 +105,7 @@ class Reaper:
 
         Idempotent. Returns how many images were freed; where that fails, it is tried again later.
         """
-        count = 0
+        count, parent = 0, None
         try:
             for _ in range(_PASSES_MAX):
                 with self._alone(image_id):
@@ -124,6 +124,8 @@ class Reaper:
                 image_id = parent.image_id
         except VolcoreError:
             self._later(image_id)
+            if parent is not None:  # the next try may not see any more whose clone it was
+                self._later(parent.image_id)
             raise
         return count
 
@@ -154,7 +156,11 @@ class Reaper:
             for image_id in left:
                 if self._closed:
                     return
-                self.reap_quietly(image_id)
+                try:
+                    self.reap_quietly(image_id)
+                except Exception:
+                    _LOG.exception("rbd image %s is not freed yet, tried again", image_id)
+                    self._later(image_id)
 
     def drop_stand_in(self, parent: Parent) -> None:
         """Delete the snapshot that a clone had, if it holds clones only and this was the last.
