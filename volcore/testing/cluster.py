@@ -442,6 +442,7 @@ def _wait_serving(pool: Any, pg_count: int) -> None:
     pending = [pool.aio_stat(f"probe.{number}", lambda *_: None) for number in range(16 * pg_count)]
     for completion in pending:
         _wait_until(completion.is_complete, "a placement group does not serve")
+        completion.wait_for_complete_and_cb()  # it must outlive its callback
 
 
 def _wait_until(ready: Callable[[], bool], complaint: str) -> None:

@@ -12,7 +12,7 @@ Source: Ceph, OSDMonitor::prepare_command (`osd blocklist`), OSDMap::is_blocklis
 (profile rbd), librbd/managed_lock/BreakRequest.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -21,8 +21,15 @@ from typing import Any, Final
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.lease import break_lock
 from volcore.backends.rbd.opening import open_image
+from volcore.backends.rbd.reads import Wave
 from volcore.backends.rbd.session import Session
-from volcore.errors import NotFoundError, PermissionDeniedError, Reason, UnavailableError
+from volcore.errors import (
+    NotFoundError,
+    PermissionDeniedError,
+    Reason,
+    UnavailableError,
+    VolcoreError,
+)
 from volcore.model.addresses import covers, is_whole_ip
 
 FENCE_HOST_S: Final = 365 * 24 * 3600
@@ -158,18 +165,23 @@ def _tell_osds(session: Session, pool: str, group_count: int) -> None:
     ):
         for first in range(0, count, _PROBES_AT_ONCE):
             numbers = range(first, min(first + _PROBES_AT_ONCE, count))
-            pending = [ioctx.aio_stat(f"volcore.fence.{number}", _ignore) for number in numbers]
-            for completion in pending:
-                completion.wait_for_complete()
-                code = int(completion.get_return_value())
-                if code not in {0, -2}:
-                    raise UnavailableError(
-                        f"the OSDs of pool {pool} do not all answer ({code}), so they may not know "
-                        "yet who is cut off; repeat the call",
-                        reason=Reason.CLUSTER_UNREACHABLE,
-                        retryable=True,
-                    )
+            with Wave(ioctx) as wave:
+                names = (f"volcore.fence.{number}" for number in numbers)
+                answers = [wave.content(name, 1) for name in names]
+            for answer in answers:
+                _check_answer(pool, answer)
 
 
-def _ignore(*_: object) -> None:
-    """Take no notice; the completion is looked at."""
+def _check_answer(pool: str, answer: Callable[[], bytes]) -> None:
+    """Let pass that there is no such object, and nothing else."""
+    try:
+        answer()
+    except NotFoundError:
+        return
+    except VolcoreError as err:
+        raise UnavailableError(
+            f"the OSDs of pool {pool} do not all answer ({err}), so they may not know yet who is"
+            " cut off; repeat the call",
+            reason=Reason.CLUSTER_UNREACHABLE,
+            retryable=True,
+        ) from err

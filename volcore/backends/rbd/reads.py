@@ -14,6 +14,9 @@ REPLY_BYTES_MAX: Final = 64 << 10
 class Wave:
     """Reads of one pool that are sent inside the block, and have all ended after it.
 
+    So have their callbacks: the bindings keep a completion only as long as its pool handle lives,
+    and librados calls back into one that was collected.
+
     Each returns a function that gives the result after the block, or raises: NotFoundError with
     OBJECT_NOT_FOUND for an object or entry that is not there. *Concurrency*: one thread.
     """
