@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from volcore import limits
 from volcore.api.calls import CALLER, Caller, shutting_down
 from volcore.api.forwarding import Forwarder, Replay
+from volcore.api.waiting import Waiting
 from volcore.errors import (
     InvalidArgumentError,
     InvariantViolationError,
@@ -39,8 +40,9 @@ class _Malformed:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler once; `open` and `close` are the gate for calls of volcore's services."""
 
-    def __init__(self, forwarder: Forwarder) -> None:
+    def __init__(self, forwarder: Forwarder, waiting: Waiting) -> None:
         self._forwarder = forwarder
+        self._waiting = waiting
         self._wrapped: dict[str, Any] = {}
         self._refusal: Callable[[], VolcoreError] | None = _starting
         self._idle: set[asyncio.Task[Any]] = set()
@@ -121,7 +123,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         structlog.contextvars.bind_contextvars(request_id=caller.request_id)
         ours = method.startswith(_OURS)
         task = asyncio.current_task()
-        if task is not None and not ours:
+        assert task is not None
+        if ours:
+            self._waiting.add(task, request, context)
+        else:
             self._idle.add(task)
             task.add_done_callback(self._idle.discard)
         started_s = time.monotonic()
@@ -140,10 +145,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except asyncio.CancelledError:
             code = "CANCELLED"
-            if ours or self._refusal is not shutting_down:
+            refusal: VolcoreError | None = self._waiting.refusal(task)
+            if refusal is None and not ours and self._refusal is shutting_down:
+                # By `close`: without a status grpc would wait for this call until the grace ends.
+                refusal = shutting_down()
+            if refusal is None:
                 raise
-            # Ended by `close`: without a status grpc would wait for this call until the grace ends.
-            await context.abort(*status.to_abort(shutting_down(), request_id=caller.request_id))
+            code, reason = refusal.status, str(refusal.reason)
+            await context.abort(*status.to_abort(refusal, request_id=caller.request_id))
         except Exception:
             code, reason = "INTERNAL", str(Reason.INVARIANT_VIOLATION)
             _log.exception("unexpected error", method=method)
@@ -153,6 +162,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
             await context.abort(*status.to_abort(broken, request_id=caller.request_id))
         finally:
+            self._waiting.drop(task)
             line = partial(
                 _log.info if ours else _log.debug,
                 "call",

@@ -32,6 +32,7 @@ from volcore.api.pools import PoolServicer
 from volcore.api.services import Services
 from volcore.api.snapshots import SnapshotServicer
 from volcore.api.volumes import VolumeServicer
+from volcore.api.waiting import Waiting
 from volcore.credentials import TlsFiles
 from volcore.engine.engine import Engine
 from volcore.errors import InvalidArgumentError, PreconditionError, Reason
@@ -92,7 +93,8 @@ class ApiServer:
         )
         self._streams = CallPool("stream", threads=STREAM_THREADS, queued_max=STREAMS_QUEUED_MAX)
         self._forwarder = Forwarder(peers, engine.pools.endpoint)
-        self._interceptor = CallInterceptor(self._forwarder)
+        self._waiting = Waiting(engine.lookout.away)
+        self._interceptor = CallInterceptor(self._forwarder, self._waiting)
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
         self._health = HealthReporter(SERVICES, engine.lookout.seen)
         self._sockets: dict[Path, int] = {}
@@ -182,6 +184,7 @@ class ApiServer:
     async def open(self, *, serving: bool = True) -> None:
         """Let calls in, and if `serving` say in the health service whether they should come."""
         self._interceptor.open()
+        self._waiting.start()
         if serving:
             await self.set_serving()
 
@@ -197,6 +200,7 @@ class ApiServer:
         self._interceptor.close()
         self._files.stop()
         await self._server.stop(grace_s)
+        self._waiting.stop()
         await self._forwarder.close()
         self._files.close()
         for path, inode in self._sockets.items():

@@ -383,6 +383,9 @@ class SupportsLook(Protocol):
     def looks(self) -> Sequence[Look]:
         """Return what to ask for signs of life; all parts are needed."""
 
+    def is_ours(self) -> bool:
+        """Return whether no other server can have the pool; no round trip."""
+
 
 @runtime_checkable
 class SupportsFlatten(Protocol):

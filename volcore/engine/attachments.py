@@ -18,6 +18,7 @@ import structlog
 
 from volcore.backends.contract import BlockDevice, RbdConnection, SupportsDirectAttach
 from volcore.engine.pool import (
+    Known,
     LeavingNewer,
     Pool,
     drop,
@@ -74,14 +75,18 @@ class Attachments:
         """
         at = self._pools.open(pool)
         names.check_name(host, field="host")
+        names.check_name(volume, field="volume")
         if hand_over_from:
             _check_hand_over(host, mode, hand_over_from)
         addresses = parse_addresses(client_addresses, field="client_addresses")
         with at.locks.hold([volume_lock(volume)], [host_lock(host)]):
-            record = at.volume(names.check_name(volume, field="volume"))
-            _check_not_fenced(at, host)
+            known, (attached,) = at.find_below(
+                [(Volume, volume), (FencedHost, host)], [(Attachment, f"{volume}/")]
+            )
+            record = at.volume(volume, known)
+            _check_not_fenced(at, host, known)
             _check_reachable(at)
-            others = attachments_of(at, record)
+            others = [one for one in attached if one.volume_id == record.id]
             mine = next((a for a in others if a.host == host), None)
             if mine is None:
                 if hand_over_from:
@@ -270,9 +275,9 @@ def in_use(at: Pool, volume: Volume, attached: list[Attachment]) -> Precondition
     )
 
 
-def _check_not_fenced(at: Pool, host: str) -> None:
+def _check_not_fenced(at: Pool, host: str, known: Known | None = None) -> None:
     """Refuse a host that is fenced, or whose fencing has not ended."""
-    if at.find(FencedHost, host) is not None:
+    if at.find(FencedHost, host, known) is not None:
         raise PreconditionError(
             f"host {host!r} is fenced; restart it, then unfence it",
             reason=Reason.HOST_FENCED,

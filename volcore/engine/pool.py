@@ -152,7 +152,19 @@ class Pool:
 
     def find_many(self, places: Sequence[tuple[type[Record], str]]) -> Known:
         """Look several records up at once; of a newer server's nothing is told: `find` raises."""
-        raws, _ = self.catalog.gather([(record.KIND, key) for record, key in places], [])
+        return self.find_below(places, [])[0]
+
+    def find_below(
+        self, places: Sequence[tuple[type[Record], str]], prefixes: Sequence[tuple[type[R], str]]
+    ) -> tuple[Known, list[list[R]]]:
+        """Look several records up, as `find_many`, and list all with a prefix, as `list`, at once.
+
+        Complexity: one round trip as long as there are few.
+        """
+        raws, below = self.catalog.gather(
+            [(record.KIND, key) for record, key in places],
+            [(record.KIND, prefix) for record, prefix in prefixes],
+        )
         found: Known = {}
         for (record, key), raw in zip(places, raws, strict=True):
             if raw is None:
@@ -160,7 +172,10 @@ class Pool:
                 continue
             with LeavingNewer():
                 found[record, key] = self._shown(_decoded(record, key, raw))  # type: ignore[arg-type]
-        return found
+        return found, [
+            [self._shown(record.decode(raw, key)) for key, raw in rows]
+            for (record, _), rows in zip(prefixes, below, strict=True)
+        ]
 
     def lately(self, record: type[R], key: str) -> R | None:
         """Return an image or a snapshot that was READY when last seen; a commit must check it."""

@@ -7,7 +7,7 @@ A pool of this host is always reached; its errors come with the calls.
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -57,10 +57,14 @@ class Lookout:
     def __init__(self) -> None:
         self._closing = threading.Event()
         self._watches: dict[str, list[_Watch]] = {}
+        self._elsewhere: dict[str, SupportsLook] = {}
 
     def add(self, pool: Pool) -> None:
         """Watch a pool that was opened just now."""
-        looks = pool.backend.looks() if isinstance(pool.backend, SupportsLook) else ()
+        looks: Sequence[Look] = ()
+        if isinstance(pool.backend, SupportsLook):
+            looks = pool.backend.looks()
+            self._elsewhere[pool.name] = pool.backend
         self._watches[pool.name] = [_Watch(pool.name, look, self._closing) for look in looks]
 
     def seen(self) -> dict[str, Reach]:
@@ -69,6 +73,10 @@ class Lookout:
             name: max((watch.reach for watch in watches), default=Reach.HERE, key=_BAD.index)
             for name, watches in self._watches.items()
         }
+
+    def away(self) -> list[str]:
+        """Return the pools that another server may have by now; no round trip."""
+        return [name for name, backend in self._elsewhere.items() if not backend.is_ours()]
 
     def close(self, timeout_s: float) -> None:
         """Look no more; waits `timeout_s` for looks that have no answer yet. Idempotent."""

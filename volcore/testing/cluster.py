@@ -439,8 +439,7 @@ def _wait_serving(pool: Any, pg_count: int) -> None:
     A read of an object waits until the group of the object is active. Sixteen names per group miss
     one with a probability of about e^-16.
     """
-    pending = [pool.aio_stat(f"probe.{number}", lambda *_: None) for number in range(16 * pg_count)]
-    for completion in pending:
+    for completion in [pool.aio_stat(f"probe.{n}", lambda *_: None) for n in range(16 * pg_count)]:
         _wait_until(completion.is_complete, "a placement group does not serve")
         completion.wait_for_complete_and_cb()  # it must outlive its callback
 

@@ -405,6 +405,10 @@ class RbdBackend(VolumeBackend):
             Look(part="monitors", ask=monitors, silence_s_max=HEALTH_MONITORS_SILENCE_S_MAX),
         )
 
+    def is_ours(self) -> bool:
+        """See `SupportsLook.is_ours`."""
+        return self._open is None or self._open.is_ours
+
     def foreign_names(self) -> Sequence[str]:
         """See `SupportsAdopt.foreign_names`."""
         return foreign.names(self._session())

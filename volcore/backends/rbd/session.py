@@ -141,13 +141,18 @@ class Session:
             device.close()
         self._undo.close()
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other server can have the pool."""
+        return self.lease is None or self.lease.held
+
     def check(self) -> None:
         """Refuse a change when another server may have the pool.
 
         Raises:
             UnavailableError: CLUSTER_UNREACHABLE.
         """
-        if self.lease is not None and not self.lease.held:
+        if not self.is_ours:
             raise UnavailableError(
                 f"this server could not renew its lock on pool {self.pool}, so another one may"
                 " have it; nothing was changed; retry",
