@@ -76,6 +76,26 @@ def serve(config: Config) -> int:
         return runner.run(_run(config))
 
 
+def settle(config: Config) -> int:
+    """Make durable what a killed server of this host has left of the embedded pools.
+
+    Pools that are not there, as on a file system that is mounted elsewhere, are passed over.
+
+    Returns:
+        The exit code: 0.
+
+    Raises:
+        VolcoreError: POOL_LOCKED, a server has a pool; or it cannot be opened.
+    """
+    set_up_logs(level=config.log.level, format=config.log.format)
+    for pool in config.pools:
+        if isinstance(pool, LocalPool) and (pool.directory / "volcore.db").exists():
+            backend, catalog = _own_pool(pool)
+            backend.close()
+            catalog.close()
+    return 0
+
+
 def _raise_descriptor_limit() -> None:
     """Take the descriptors that the system allows: clients and layer files need one each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

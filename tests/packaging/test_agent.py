@@ -6,9 +6,16 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from crash.test_local_kill import files as unflushed
+
+from volcore.backends.local import LocalBackend, LocalStore
+from volcore.client import Client
+from volcore.limits import MIB
+from volcore.testing.nbd_disk import NbdDisk
 
 from .tools import SHARE, need, run
 
@@ -24,6 +31,7 @@ class Agent:
     def __init__(self, place, name, pool_directory):
         self.place = place / name
         self.place.mkdir()
+        self.pool_directory = pool_directory
         self.pid_path = self.place / "pid"
         (self.place / "volcore.toml").write_text(
             f'[server]\nlisten = ["unix://{self.place}/run/volcore.sock"]\n'
@@ -96,6 +104,24 @@ def test_double_start_is_refused(agents):
     second("start")
     second("monitor", level=10)
     first("start", code=GENERIC)
+
+
+def test_killed_and_moved(agents):
+    """Goal: what a guest was answered goes with the pool. Method: write, kill -9, stop; look."""
+    agent, _ = agents
+    agent("start")
+    with Client(f"unix://{agent.parameters['socket']}") as client:
+        volume = client.create_volume("pools/p/volumes/v", size_bytes=MIB)
+        nbd = client.attach_volume("pools/p/volumes/v", "h").nbd
+    with NbdDisk(Path(nbd.socket_path), nbd.export_name) as disk:
+        disk.write(0, b"answered")
+        os.kill(agent.pid, signal.SIGKILL)
+    assert unflushed(agent.pool_directory)
+    agent("stop")
+    assert unflushed(agent.pool_directory) == []
+    backend = LocalBackend(LocalStore.open(agent.pool_directory))
+    with closing(backend), backend.open_device(volume.backend_name, read_only=True) as device:
+        assert device.read(0, 8) == b"answered"
 
 
 def test_monitor(agents):

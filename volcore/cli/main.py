@@ -42,6 +42,7 @@ adoption.add_to(volume.app, pool.app)
 for noun in (image, volume, snapshot, attachment, host, pool, operation, admin, bench):
     app.add_typer(noun.app)
 app.command("serve")(serve.serve)
+app.command("settle")(serve.settle)
 app.command("version")(version.version)
 
 

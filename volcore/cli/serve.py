@@ -1,4 +1,4 @@
-"""`volcore serve`: be the server."""
+"""`volcore serve`: be the server; `volcore settle`: see to what a killed one has left."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,3 +49,15 @@ def serve(
     }
     overrides |= {key: value for key, value in given.items() if value is not None}
     raise typer.Exit(run(load_config(config, overrides=overrides)))
+
+
+def settle(
+    config: Annotated[
+        Path | None, typer.Option(help="The TOML file of the server. Default: as of `serve`.")
+    ] = None,
+) -> None:
+    """Make durable what a killed server left of embedded pools; then they may leave this host."""
+    from volcore.config import load_config
+    from volcore.daemon import settle as run
+
+    raise typer.Exit(run(load_config(config)))

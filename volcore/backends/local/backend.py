@@ -31,7 +31,7 @@ from volcore.backends.local.flatten import flatten_once
 from volcore.backends.local.layers import PointRow
 from volcore.backends.local.openings import Openings
 from volcore.backends.local.pruning import Pruning
-from volcore.backends.local.recovery import settle, sweep
+from volcore.backends.local.recovery import settle, settle_left, sweep
 from volcore.backends.local.space import exclusive_layers
 from volcore.backends.local.store import LocalStore
 from volcore.backends.local.upkeep import Upkeep
@@ -55,7 +55,6 @@ SYNCS_AT_ONCE: Final = 8
 """Files of a group snapshot that are synced side by side."""
 FLATTEN_ROUNDS_MAX: Final = 8
 """Snapshots that may be taken of a volume while it is flattened before we give up."""
-
 _CAPS: Final = BackendCaps(
     kind="local",
     block_size_bytes=BLOCK_SIZE_BYTES,
@@ -117,6 +116,7 @@ class LocalBackend(VolumeBackend):
                 device.close()
             except VolcoreError as err:
                 failure = failure or err
+        settle_left(self._store)
         self._store.close()
         if failure is not None:
             raise failure

@@ -8,17 +8,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import structlog
 from typing_extensions import Buffer
 
 from volcore.backends.local.layers import Page
 from volcore.backends.local.store import LocalStore
 from volcore.backends.local.unflushed import marked
-from volcore.errors import IntegrityError, Reason
+from volcore.errors import IntegrityError, Reason, VolcoreError
 from volcore.kernels import chunkmap, crc32c
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
 
 _NO_CRCS: Final = array("I", bytes(4 * CHUNK_BLOCKS))
 _STATES: Final = bytes([chunkmap.ABSENT, chunkmap.DATA, chunkmap.ZERO])
+_log = structlog.get_logger("volcore.local")
 
 
 def sweep(store: LocalStore) -> int:
@@ -58,6 +60,23 @@ def settle(store: LocalStore, volume_id: str, layer_id: int) -> int:
         store.layers.put_pages([_recomputed(store, now, proven)])
     store.layers.clear_notes(layer_id)
     return len(chunks)
+
+
+def settle_left(store: LocalStore) -> None:
+    """Settle what a killed process left of volumes that nobody has opened since.
+
+    It lies in the memory of this host alone, and the pool may go to another one. Call it outside of
+    transactions, when nobody has a volume open. What fails stays, and is said in the log.
+    """
+    for volume_id in store.memory.left_of(store.layers):
+        try:
+            with store.database.transaction():
+                point = store.layers.find_volume(volume_id)
+                count = 0 if point is None else settle(store, volume_id, point.layer_id)
+        except (VolcoreError, OSError) as err:
+            _log.warning("not settled", volume=volume_id, reason=str(err))
+        else:
+            _log.info("settled", volume=volume_id, chunk_count=count)
 
 
 def _states_in(left: Path) -> dict[int, bytes]:

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from volcore.backends.local.layers import Layers
 from volcore.backends.local.mounted import mounting_of
 from volcore.backends.local.unflushed import Left, Unflushed, found
 from volcore.database import Database
@@ -62,6 +63,12 @@ class SharedMemory:
         if left is not None:
             self._database.after_commit(lambda: self._forget(_name(volume_id)))
         return left
+
+    def left_of(self, layers: Layers) -> list[str]:
+        """Return the volumes of which something was left."""
+        return (
+            [one for one in layers.volume_ids() if _name(one) in self._left] if self._left else []
+        )
 
     def keep(self, unflushed: Unflushed) -> None:
         """Leave what could not be made durable for the next opening."""
