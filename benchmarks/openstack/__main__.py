@@ -95,7 +95,7 @@ def driver_figures(site: Site, *, rounds: int) -> list[Figure]:
 
 def api_figures(site: Site, *, tiny: bool) -> list[Figure]:
     """Ask cinder-api; see `rest`."""
-    turns = rest.run(site, rounds=1 if tiny else 10, burst_rounds=1 if tiny else 3)
+    turns = rest.run(site, rounds=1 if tiny else 10, burst_rounds=1 if tiny else 6)
     lines = list(dict.fromkeys(name.rpartition(", ")[0] for name in turns.times_s))
     bars = {f"{rest.BURST_CLONES} volumes from one volume": 0.35}
 
