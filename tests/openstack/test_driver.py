@@ -27,9 +27,10 @@ driver.do_setup(admin)
 driver.check_for_setup_error()
 def volume(size, **more):
     return objects.Volume(
-        admin, id=str(uuid.uuid4()), _name_id=None, size=size, encryption_key_id=None,
+        admin, id=str(uuid.uuid4()), size=size, encryption_key_id=None,
         multiattach=False, status="available", use_quota=True, display_name="v", host="h@ours",
-        migration_status=None, provider_id=None, **({"volume_type_id": None} | more))
+        migration_status=None, provider_id=None,
+        **({"volume_type_id": None, "_name_id": None} | more))
 """
 _WORK = """
 made = volume(1)
@@ -69,6 +70,31 @@ print(json.dumps(told))
 """
 
 
+_MIGRATED = """
+class Stored(objects.Snapshot):
+    def obj_load_attr(self, name):
+        loads.append(name)
+        self.volume = made
+loads = []
+driver.create_volume(made := volume(1, _name_id=sys.argv[2] or None))
+snapshot = Stored(admin, id=str(uuid.uuid4()), volume_id=made.id, volume_size=1, provider_id=None)
+driver.create_snapshot(snapshot)
+del snapshot._obj_volume, loads[:]
+driver.create_volume_from_snapshot(volume(1), snapshot)
+print(json.dumps(loads))
+"""
+
+
+@pytest.mark.parametrize("name_id", ["", "8f1cb6a3-1b6b-4d7a-9d55-6b6a7f5c9d10"])
+def test_volume_of_a_snapshot_is_read_if_need_be(tmp_path, name_id):
+    """Goal: Cinder's database is asked only for a volume of another name, as of a migration."""
+    with RunningServer(tmp_path / "s") as server:
+        loads = driver_at_work(tmp_path, server, _MIGRATED, name_id)
+        assert loads == (["volume"] if name_id else [])
+        with server.client() as client:
+            assert len(list(client.list_volumes("pools/p"))) == 2
+
+
 @pytest.mark.long
 def test_ends_only_its_own(tmp_path):
     """Goal: a volume goes that only a dead cinder-volume had, to copy it; and no other.
@@ -89,7 +115,7 @@ def test_works(tmp_path):
             assert list(client.list_volumes("pools/p")) == []
 
 
-def driver_at_work(tmp_path, server, code):
+def driver_at_work(tmp_path, server, code, *more):
     """Return what code prints that has a driver: `driver`, `admin` and `volume(size_gib)`."""
     conf = tmp_path / "cinder.conf"
     conf.write_text(
@@ -97,7 +123,7 @@ def driver_at_work(tmp_path, server, code):
         "[ours]\nvolume_driver = volcore.cinder.driver.VolcoreDriver\n"
         f"volcore_endpoint = {server.endpoint}\nvolcore_pool = p\n"
     )
-    words = [VENV / "bin" / "python", "-W", "ignore", "-c", _DRIVER + code, conf]
+    words = [VENV / "bin" / "python", "-W", "ignore", "-c", _DRIVER + code, conf, *more]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -13,6 +13,7 @@ from typing import Any, Final
 from cinder import exception, interface
 from cinder.common import constants
 from cinder.volume import driver, volume_utils
+from oslo_config import cfg
 from oslo_log import log as logging
 
 from volcore import limits
@@ -155,7 +156,11 @@ class VolcoreDriver(driver.VolumeDriver):
 
     def create_volume_from_snapshot(self, volume: Any, snapshot: Any) -> None:
         """Create a volume from a snapshot, possibly larger."""
-        self._create(volume, snapshot=self._snapshot(snapshot))
+        with _translated():
+            try:
+                self._try_create(volume, snapshot=self._likely_snapshot(snapshot))
+            except NotFoundError:
+                self._try_create(volume, snapshot=self._snapshot(snapshot))
 
     def create_cloned_volume(self, volume: Any, src_vref: Any) -> None:
         """Create a volume from another one as it is now, possibly larger."""
@@ -590,9 +595,17 @@ class VolcoreDriver(driver.VolumeDriver):
         directory: str = self.configuration.safe_get("volcore_disk_directory")
         return Path(directory, volume.name)
 
-    def _snapshot(self, snapshot: Any) -> str:
+    def _snapshot(self, snapshot: Any, volume_name: str = "") -> str:
         name = snapshot.provider_id or snapshot.name
-        return f"{self._parent}/volumes/{snapshot.volume_name}/snapshots/{name}"
+        return f"{self._parent}/volumes/{volume_name or snapshot.volume_name}/snapshots/{name}"
+
+    def _likely_snapshot(self, snapshot: Any) -> str:
+        """Return its name without a read of its volume from Cinder's database.
+
+        That takes longer than the clone, and Cinder makes the volumes of a snapshot one by one. A
+        volume that was migrated may have another name; no other one has a snapshot of that name.
+        """
+        return self._snapshot(snapshot, cfg.CONF.volume_name_template % snapshot.volume_id)
 
 
 _BUSY: Final = (
