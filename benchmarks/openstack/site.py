@@ -1,4 +1,4 @@
-"""Real Cinder services on loopback with two backends: ours on Ceph, and the stock RBD driver.
+"""Real Cinder services on loopback: ours on Ceph, the stock RBD driver, and one that does nothing.
 
 Ceph keeps its own pace: a monitor commits once a second, as on a cluster of a user.
 """
@@ -17,7 +17,7 @@ from volcore.testing.cluster import CephCluster, stop_daemons
 from volcore.testing.server import RunningServer
 
 QUICK = "paxos propose interval = 0.02\npaxos min wait = 0.01\n"
-OURS, STOCK = "ours-rbd", "stock"
+OURS, STOCK, NOTHING = "ours-rbd", "stock", "fake"  # it tells the scheduler that name
 IMAGE_BYTES = 64 * MIB
 START_S = 90
 
@@ -49,10 +49,12 @@ class Site:
             "rbd_ceph_conf": str(conf),
             "image_volume_cache_enabled": "True",  # the best that it has
         }
-        self.rig = undo.enter_context(Rig(home / "rig", {OURS: ours, STOCK: stock}))
+        nothing = {"volume_driver": "cinder.tests.fake_driver.FakeLoggingVolumeDriver"}
+        backends = {OURS: ours, STOCK: stock, NOTHING: nothing}
+        self.rig = undo.enter_context(Rig(home / "rig", backends))
         self.cinder = CinderApi(self.rig.api)
         self.glance = GlanceApi(self.rig.glance)
-        for name in (OURS, STOCK):
+        for name in backends:
             self.cinder.make_type(name, name)
         self._wait_up()
         self.server.wait_for_short_path()
@@ -76,7 +78,7 @@ class Site:
             said = self.rig.log("volume")
             pools = self.cinder.call("GET", "/scheduler-stats/get_pools?detail=true")["pools"]
             up = {pool["name"].split("@")[1].split("#")[0] for pool in pools}
-            if {OURS, STOCK} <= up and said.count("Driver initialization completed") >= 2:
+            if {OURS, STOCK, NOTHING} <= up and said.count("Driver initialization completed") >= 3:
                 return
             assert time.monotonic() < deadline, f"only {up} are up:\n{said[-6000:]}"
             time.sleep(0.5)
