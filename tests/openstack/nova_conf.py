@@ -22,6 +22,8 @@ connection = mysql+pymysql://rig:rig@127.0.0.1:{maria}/keystone?ssl_disabled=tru
 provider = fernet
 [fernet_tokens]
 key_repository = {home}/keystone/fernet
+[fernet_receipts]
+key_repository = {home}/keystone/fernet
 [credential]
 key_repository = {home}/keystone/credential
 """
