@@ -12,6 +12,8 @@ from typing import Final
 
 import structlog
 
+from volcore.errors import VolcoreError
+
 DELAY_S: Final = 0.001
 """How long an answer gets to be on its way."""
 RETRY_S: Final = 1.0
@@ -93,13 +95,19 @@ def _together(checks: list[Check]) -> list[Check]:
     for check in checks:
         try:
             begun.append((check, check()))
-        except Exception:
-            _log.exception("not checked behind an answer, tried again")
+        except Exception as err:
+            _tell(err)
             failed.append(check)
     for check, end in begun:
         try:
             end()
-        except Exception:
-            _log.exception("not checked behind an answer, tried again")
+        except Exception as err:
+            _tell(err)
             failed.append(check)
     return failed
+
+
+def _tell(error: Exception) -> None:
+    """Log a failure: a bug with where it is, storage that does not answer with a word."""
+    tell = _log.warning if isinstance(error, VolcoreError) else _log.exception
+    tell("not checked behind an answer, tried again", problem=str(error))

@@ -172,7 +172,8 @@ class Carrier:
                 if isinstance(err, VolcoreError) and err.reason is Reason.SHUTTING_DOWN:
                     return  # the pool is closed
                 if not failures:
-                    _log.exception("records not written into the storage, tried again")
+                    tell = _log.warning if isinstance(err, VolcoreError) else _log.exception
+                    tell("records not written into the storage, tried again", problem=str(err))
                 later, failures = subjects, failures + 1
             pause_s = min(RETRY_S * failures, RETRY_S_MAX)
             with self._changed:
