@@ -15,8 +15,8 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -81,18 +81,27 @@ def settle(config: Config) -> int:
 
     Pools that are not there, as on a file system that is mounted elsewhere, are passed over.
 
+    Idempotent; a pool that fails keeps no other one from it.
+
     Returns:
         The exit code: 0.
 
     Raises:
-        VolcoreError: POOL_LOCKED, a server has a pool; or it cannot be opened.
+        VolcoreError: of the class of the first failure, with a sentence for each one: POOL_LOCKED,
+            a server has the pool; POOL_FULL and the like, what it left is still there.
     """
     set_up_logs(level=config.log.level, format=config.log.format)
+    failures: list[tuple[PoolConfig, VolcoreError]] = []
     for pool in config.pools:
         if isinstance(pool, LocalPool) and (pool.directory / "volcore.db").exists():
-            backend, catalog = _own_pool(pool)
-            backend.close()
-            catalog.close()
+            try:
+                backend, catalog = _own_pool(pool)
+                with closing(catalog):
+                    backend.close()
+            except VolcoreError as err:
+                failures.append((pool, err))
+    if failures:
+        raise _joined(failures)
     return 0
 
 
@@ -274,14 +283,7 @@ class Storage:
                 else:
                     failures.append((pool, err))
         if failures:
-            first = failures[0][1]
-            raise type(first)(
-                "\n".join(f"pool {pool.name!r}: {err.message}" for pool, err in failures),
-                reason=first.reason,
-                retryable=first.retryable,
-                blockers=first.blockers,
-                **first.context,
-            ) from first
+            raise _joined(failures)
         if not waiting:
             self._on_complete()
             return
@@ -409,6 +411,20 @@ def _watch(pool: RbdPool) -> Watch:
     from volcore.backends.rbd import Cluster, PoolWatch
 
     return PoolWatch(Cluster.shared(_cluster_options(pool)), pool.pool)
+
+
+def _joined(failures: Sequence[tuple[PoolConfig, VolcoreError]]) -> VolcoreError:
+    """Return an error of the class of the first one, with a sentence for each pool."""
+    first = failures[0][1]
+    joined = type(first)(
+        "\n".join(f"pool {pool.name!r}: {err.message}" for pool, err in failures),
+        reason=first.reason,
+        retryable=first.retryable,
+        blockers=first.blockers,
+        **first.context,
+    )
+    joined.__cause__ = first
+    return joined
 
 
 def _own_pool(pool: PoolConfig) -> tuple[VolumeBackend, Catalog]:

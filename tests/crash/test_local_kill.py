@@ -115,6 +115,34 @@ def settle(directory: Path) -> None:
     assert not gone.exists()
 
 
+def test_not_settled_is_said(tmp_path: Path) -> None:
+    """Goal: nobody moves a pool that has something left. Method: damage it; a second pool."""
+    broken, good = tmp_path / "broken", tmp_path / "good"
+    for directory in (broken, good):
+        backend = opened(directory)
+        backend.create("v", SIZE)
+        backend.open_device("v", read_only=False).write(0, b"\1" * BLOCK_SIZE_BYTES)
+        backend._store.close()
+    (left,) = files(broken)
+    raw = bytearray(left.read_bytes())
+    (slot,) = [each for each in range(256) if raw[4096 + 16 * each + 8]]  # docs/formats/local.md
+    raw[8192 + 1024 * slot] = 9  # no state
+    left.write_bytes(raw)
+    config = tmp_path / "volcore.toml"
+    config.write_text(
+        f'[pools.a]\nbackend = "local"\ndirectory = "{broken}"\n'
+        f'[pools.b]\nbackend = "local"\ndirectory = "{good}"\n'
+    )
+    command = [sys.executable, "-m", "volcore.cli.main", "settle", "--config", str(config)]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "pool 'a': what a volume had not flushed" in done.stderr
+        assert (files(broken), files(good)) == ([left], [])
+    left.unlink()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
 def run_child(directory: Path, seed: int, after_s: float) -> list[str]:
     """Return what the child said before it was killed, some time after it began."""
     with subprocess.Popen(

@@ -116,7 +116,7 @@ class LocalBackend(VolumeBackend):
                 device.close()
             except VolcoreError as err:
                 failure = failure or err
-        settle_left(self._store)
+        failure = failure or settle_left(self._store)
         self._store.close()
         if failure is not None:
             raise failure

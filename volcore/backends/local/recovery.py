@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 from typing_extensions import Buffer
 
+from volcore.backends.local.files import translated
 from volcore.backends.local.layers import Page
 from volcore.backends.local.store import LocalStore
 from volcore.backends.local.unflushed import marked
@@ -62,21 +63,26 @@ def settle(store: LocalStore, volume_id: str, layer_id: int) -> int:
     return len(chunks)
 
 
-def settle_left(store: LocalStore) -> None:
+def settle_left(store: LocalStore) -> VolcoreError | None:
     """Settle what a killed process left of volumes that nobody has opened since.
 
     It lies in the memory of this host alone, and the pool may go to another one. Call it outside of
-    transactions, when nobody has a volume open. What fails stays, and is said in the log.
+    transactions, when nobody has a volume open. Returns the first failure: what fails stays, and
+    the others are settled; repeat it once there is space or the disk answers.
     """
+    failure: VolcoreError | None = None
     for volume_id in store.memory.left_of(store.layers):
         try:
             with store.database.transaction():
                 point = store.layers.find_volume(volume_id)
                 count = 0 if point is None else settle(store, volume_id, point.layer_id)
         except (VolcoreError, OSError) as err:
-            _log.warning("not settled", volume=volume_id, reason=str(err))
+            _log.warning("not settled", volume=volume_id, problem=str(err))
+            known = err if isinstance(err, VolcoreError) else translated(err, f"volume {volume_id}")
+            failure = failure or known
         else:
             _log.info("settled", volume=volume_id, chunk_count=count)
+    return failure
 
 
 def _states_in(left: Path) -> dict[int, bytes]:
