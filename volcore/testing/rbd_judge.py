@@ -5,9 +5,10 @@ Each finding is one sentence that begins with the image or object it is about.
 """
 
 import json
+import signal
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ PAGE_ROWS: Final = 1000
 _POOL_OBJECTS: Final = ("rbd_directory", "rbd_info", "rbd_trash", "rbd_children")
 _TRASH_NAMESPACE: Final = 2
 _TOOL_THREADS: Final = 2
+TOOL_TIMEOUT_S: Final = 180.0
+LOOKS: Final = 3
+_CLOSED_TOO_SOON: Final = (-signal.SIGABRT, -signal.SIGSEGV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +158,9 @@ class Judge:
 
     def _tool(self, *words: str, errors: bool = False) -> str:
         """Return the output of `rbd`, with the error stream if `errors`."""
-        command = ["rbd", "--conf", str(self._conf_path), "--pool", self._pool, *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = looked(["rbd", "--conf", str(self._conf_path), "--pool", self._pool], *words)
         if done.returncode:
-            raise ToolError(f"rbd {words[0]} ended with {done.returncode}: {done.stderr[-300:]}")
+            raise ToolError(f"rbd {words[0]} ended with {done.returncode}: {done.stderr[:300]}")
         return done.stdout + (done.stderr if errors else "")
 
     def _image(self, image_id: str, name: str) -> _Image:
@@ -269,6 +272,17 @@ class Judge:
 
 class ToolError(Exception):
     """A command-line tool did not accept an image."""
+
+
+def looked(command: Sequence[str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an `rbd` command that only reads; again if it dies of closing too soon (0017)."""
+    for _ in range(LOOKS):
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, check=False, timeout=TOOL_TIMEOUT_S
+        )
+        if done.returncode not in _CLOSED_TOO_SOON:
+            break
+    return done
 
 
 def _needless(images: Mapping[str, _Image], trashed: Mapping[str, str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from volcore.limits import MIB
-from volcore.testing.rbd_judge import Disk
+from volcore.testing.rbd_judge import TOOL_TIMEOUT_S, Disk, looked
 from volcore.testing.rbd_soak_callers import (
     IMAGE_BYTES,
     SNAPSHOTS_MAX,
@@ -17,7 +17,6 @@ from volcore.testing.rbd_soak_callers import (
 )
 
 FOREIGN_MAX: Final = 6
-TOOL_TIMEOUT_S: Final = 180.0
 _ENOENT: Final = 2
 
 
@@ -62,18 +61,18 @@ class ToolUser(Worker):
             self.dice.choice(acts)()
             self.count += 1
 
-    def _rbd(self, *words: str, may_be_gone: bool = False) -> str:
+    def _rbd(self, *words: str) -> None:
         self.recent.append(" ".join(words))
         done = subprocess.run(
             [*self._command, *words],
             capture_output=True, text=True, check=False, timeout=TOOL_TIMEOUT_S,
         )  # fmt: skip
-        accepted = {0, _ENOENT} if may_be_gone else {0}
-        assert done.returncode in accepted, (words, done.returncode, done.stderr[-500:])
-        return "" if done.returncode else done.stdout
+        assert done.returncode == 0, (words, done.returncode, done.stderr[:500])
 
     def _list(self) -> None:
-        listed = set(json.loads(self._rbd("ls", "--format", "json")))
+        done = looked(self._command, "ls", "--format", "json")
+        assert done.returncode == 0, (done.returncode, done.stderr[:500])
+        listed = set(json.loads(done.stdout))
         assert {model.image for model in self.models.values()} <= listed
 
     def _look(self) -> None:
@@ -83,7 +82,9 @@ class ToolUser(Worker):
         image = self.dice.choice(models).image
         verb = self.dice.choice(("info", "du", "snap ls", "children"))
         words = [verb, "--all", image] if verb == "children" else [*verb.split(), image]
-        self._rbd(*words, "--format", "json", may_be_gone=True)
+        self.recent.append(" ".join(words))
+        done = looked(self._command, *words, "--format", "json")
+        assert done.returncode in (0, _ENOENT), (words, done.returncode, done.stderr[:500])
 
     def _import(self) -> None:
         if len(self.models) >= FOREIGN_MAX:
