@@ -9,11 +9,11 @@ Invariants (docs/invariants.md):
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from volcore.errors import OperationPendingError, Reason
-from volcore.model.records import Kind
+from volcore.model.records import Kind, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Change:
     value: bytes | None
     expect: bytes | Absent | Anything = ANYTHING
     check_only: bool = False
+    record: Record | None = field(default=None, compare=False, repr=False)
+    """What `value` is the form of, if that is known: nobody has to decode it again."""
 
 
 class Catalog(ABC):

@@ -14,7 +14,7 @@ from typing import Final
 from volcore.catalog.contract import Catalog, Change, Gathered
 from volcore.engine.lately import Lately
 from volcore.errors import BackendIOError, PreconditionError, UnavailableError, VolcoreError
-from volcore.model.records import Image, Kind, State, TrashedVolume, Volume
+from volcore.model.records import Image, Kind, Record, State, TrashedVolume, Volume
 
 _PAGE: Final = 1000
 _COUNTED: Final[dict[Kind, type[Volume] | type[Image] | type[TrashedVolume]]] = {
@@ -25,7 +25,7 @@ _COUNTED: Final[dict[Kind, type[Volume] | type[Image] | type[TrashedVolume]]] = 
 _UNCLEAR: Final = (UnavailableError, BackendIOError)
 """Errors after which a change may be there or not."""
 
-_Line = tuple[Kind, str, bytes | None]
+_Line = tuple[Kind, str, bytes | Record | None]
 
 
 class _Joined(threading.local):
@@ -131,7 +131,7 @@ class CountedCatalog(Catalog):
                 self.follower(changes)
             raise
         lines: list[_Line] = [
-            (change.kind, change.key, change.value)
+            (change.kind, change.key, change.record or change.value)
             for change in changes
             if change.kind in _COUNTED and not change.check_only
         ]
@@ -213,7 +213,10 @@ class _Tally:
         )
 
 
-def _known(kind: Kind, key: str, value: bytes) -> Volume | Image | TrashedVolume | None:
+def _known(kind: Kind, key: str, value: bytes | Record) -> Volume | Image | TrashedVolume | None:
+    if isinstance(value, Record):
+        assert isinstance(value, Volume | Image | TrashedVolume)
+        return value
     try:
         return _COUNTED[kind].decode(value, key)
     except PreconditionError:  # of a newer server

@@ -331,7 +331,13 @@ def put(record: Record, expect: Record | Absent = ABSENT) -> Change:
     """
     if isinstance(expect, Record):
         expect.check_known()
-    return Change(kind=record.KIND, key=record.key, value=record.encode(), expect=_bytes(expect))
+    return Change(
+        kind=record.KIND,
+        key=record.key,
+        value=record.encode(),
+        expect=_bytes(expect),
+        record=record,
+    )
 
 
 def drop(record: Record) -> Change:

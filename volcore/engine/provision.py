@@ -131,7 +131,10 @@ def _claim(pool: Pool, requests: Sequence[CreateVolume]) -> Mapping[str, Volume 
             source.key,
             size_bytes,
             count=len(requests),
-            plan=lambda image: [_plan(request, image) for request in requests],
+            plan=lambda image, backend_ids: [
+                _plan(request, image, backend_id)
+                for request, backend_id in zip(requests, backend_ids, strict=True)
+            ],
         )
     except VolcoreError as err:
         return {request.name: err for request in requests}
@@ -397,8 +400,8 @@ def _resolve(pool: Pool, source: SourceRef | None, known: Known) -> SourceRecord
             return pool.snapshot(volume, names.check_name(snapshot, field="snapshot"), known)
 
 
-def _plan(request: CreateVolume, source: SourceRecord) -> Volume:
-    """Return the record of the volume as it will be."""
+def _plan(request: CreateVolume, source: SourceRecord, backend_id: str = "") -> Volume:
+    """Return the record of the volume as it will be; without `backend_id` it gets a new one."""
     if source is not None and request.size_bytes and request.size_bytes < source.size_bytes:
         raise OutOfRangeError(
             f"size_bytes {request.size_bytes} is smaller than the source's {source.size_bytes}; "
@@ -410,7 +413,7 @@ def _plan(request: CreateVolume, source: SourceRecord) -> Volume:
     return Volume(
         name=request.name,
         id=record_id,
-        backend_id=names.backend_id(request.name, record_id),
+        backend_id=backend_id or names.backend_id(request.name, record_id),
         size_bytes=request.size_bytes or (source.size_bytes if source is not None else 0),
         request_size_bytes=request.size_bytes,
         state=State.READY,

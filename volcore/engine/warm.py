@@ -51,7 +51,7 @@ def claim(
     size_bytes: int,
     *,
     count: int,
-    plan: Callable[[Image], Sequence[Volume]],
+    plan: Callable[[Image, Sequence[str]], list[Volume]],
 ) -> list[Volume] | None:
     """Make volumes of warm clones, all or none; None: make them in another way.
 
@@ -64,7 +64,7 @@ def claim(
         image: its name.
         size_bytes: of each volume; 0: that of the image.
         count: of volumes.
-        plan: returns the records of the volumes, with any `backend_id`.
+        plan: returns the records of the volumes; they have these names in the backend.
 
     Raises:
         UnavailableError: the outcome is unknown.
@@ -72,10 +72,7 @@ def claim(
     taken = pool.stock.take(image, size_bytes, count)
     if taken is None:
         return None
-    volumes = [
-        volume.but(backend_id=clone.backend_id, revision=1)
-        for volume, clone in zip(plan(taken.image), taken.clones, strict=True)
-    ]
+    volumes = plan(taken.image, [clone.backend_id for clone in taken.clones])
     end = [*map(put, volumes), unchanged(taken.image), *map(drop, taken.clones)]
     try:
         pool.catalog.commit(end)
