@@ -5,14 +5,18 @@ from collections.abc import Callable
 import pytest
 
 from engine.conftest import Bench
+from volcore.catalog.contract import ABSENT, Change
 from volcore.engine.engine import Engine, EngineSettings
-from volcore.engine.lately import NAMES_MAX, SOURCES_MAX, Lately
+from volcore.engine.lately import MADE_MAX, NAMES_MAX, SOURCES_MAX, Lately
 from volcore.engine.pool import put
-from volcore.engine.views import CreateVolume, SourceRef
-from volcore.errors import VolcoreError
+from volcore.engine.views import AttachmentView, CreateVolume, SourceRef
+from volcore.errors import Reason, VolcoreError
 from volcore.limits import MIB
 from volcore.model import names
+from volcore.model.fences import FencedHost, FenceState
 from volcore.model.records import (
+    AccessMode,
+    Attachment,
     Image,
     Intent,
     IntentAction,
@@ -130,6 +134,74 @@ def test_as_if_looked_at(
     assert set(at.backend.walk()) == listed
 
 
+def attached_elsewhere(other: Engine) -> None:
+    other.attachments.attach("p", "v", "elsewhere", AccessMode.READ_WRITE)
+
+
+def detached_again(other: Engine) -> None:
+    attached_elsewhere(other)
+    other.attachments.detach("p", "v", "elsewhere")
+
+
+def fenced(other: Engine) -> None:
+    host = FencedHost(host="host", state=FenceState.FENCED, create_time_ns=1)
+    other.pools.open("p").catalog.commit([put(host)])
+
+
+def relabelled(other: Engine) -> None:
+    other.volumes.update_labels("p", "v", {"k": "v"})
+
+
+def deleted(other: Engine) -> None:
+    other.volumes.delete("p", "v")
+
+
+def made_again(other: Engine) -> None:
+    deleted(other)
+    other.volumes.create("p", CreateVolume(name="v", size_bytes=SIZE))
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "reason"),
+    [
+        (None, None),
+        (attached_elsewhere, Reason.VOLUME_IN_USE),
+        (detached_again, None),
+        (fenced, Reason.HOST_FENCED),
+        (relabelled, None),
+        (deleted, Reason.VOLUME_NOT_FOUND),
+        (made_again, None),
+    ],
+)
+def test_attach_as_if_looked_at(
+    served: Bench, meanwhile: Callable[[Engine], None] | None, reason: Reason | None
+) -> None:
+    """Goal: a new volume is attached as any other. Method: another server changes it before."""
+    engine, at = served.engine, served.pool
+    engine.volumes.create("p", CreateVolume(name="v", size_bytes=SIZE))
+    assert at.backend.caps.joins_catalog or at.made_lately("v") is not None
+    other = Engine(EngineSettings(server_id="other"))
+    other.add_pool("p", at.backend, at.catalog._catalog, at.exporter)
+    if meanwhile is not None:
+        meanwhile(other)
+
+    def attach() -> AttachmentView:
+        return engine.attachments.attach("p", "v", "host", AccessMode.READ_WRITE)
+
+    if reason is None:
+        first = attach()
+        assert first.record.volume_id == other.volumes.get("p", "v").id
+        assert at.made_lately("v") is None
+        assert attach() == first == other.attachments.get("p", "v", "host")
+    else:
+        with pytest.raises(VolcoreError) as caught:
+            attach()
+        assert caught.value.reason is reason
+        assert "host" not in {one.host for one in at.list(Attachment)}
+    assert engine.volumes.list("p", limit=9) == other.volumes.list("p", limit=9)
+    other.close(5)
+
+
 def test_bounded() -> None:
     """Goal: memory ends somewhere. Method: more than fits; the eldest is forgotten."""
     lately = Lately()
@@ -144,3 +216,8 @@ def test_bounded() -> None:
     lately.saw(Kind.VOLUME, "1", None)
     assert not lately.any_taken(["0", "1"])
     assert lately.source(Kind.VOLUME, "2") is None
+    for number in range(MADE_MAX + 1):
+        made = Change(kind=Kind.VOLUME, key=str(number), value=b"x", expect=ABSENT)
+        lately.follow([made])
+    assert lately.made("0") is None
+    assert lately.made("1") == b"x"

@@ -14,7 +14,7 @@ from volcore.engine import making
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import ConflictError, Reason
-from volcore.model.records import SourceKind, State, Volume
+from volcore.model.records import AccessMode, SourceKind, State, Volume
 from volcore.testing.crash import Crash, CrashingCatalog, CrashSwitch
 from volcore.testing.device_contract import fetch, put
 from volcore.testing.intents import intents_of
@@ -84,6 +84,12 @@ def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
             "names and intent refused, the names taken back; why, and what there is"
         )
         assert not leftovers_of_names(site)
+
+        def attach(name: str) -> None:
+            site.engine.attachments.attach("p", name, "host", AccessMode.READ_WRITE)
+
+        assert cost(attach, "a") == (1, 0), "volumes that were made lately"
+        assert cost(attach, "a") == (0, 2), "those that the host has"
 
 
 def leftovers_of_names(site: Site) -> set[str]:

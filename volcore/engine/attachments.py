@@ -21,6 +21,7 @@ from volcore.engine.pool import (
     Known,
     LeavingNewer,
     Pool,
+    absent,
     drop,
     host_lock,
     now_ns,
@@ -35,6 +36,7 @@ from volcore.errors import (
     InvalidArgumentError,
     NotFoundError,
     NotSupportedError,
+    OperationPendingError,
     PreconditionError,
     Reason,
 )
@@ -80,6 +82,8 @@ class Attachments:
             _check_hand_over(host, mode, hand_over_from)
         addresses = parse_addresses(client_addresses, field="client_addresses")
         with at.locks.hold([volume_lock(volume)], [host_lock(host)]):
+            if not hand_over_from and (found := _attach_new(at, volume, host, mode, addresses)):
+                return found
             known, (attached,) = at.find_below(
                 [(Volume, volume), (FencedHost, host)], [(Attachment, f"{volume}/")]
             )
@@ -93,16 +97,7 @@ class Attachments:
                     _check_source(at, record, others, hand_over_from)
                 else:
                     _check_alone(at, record, others, mode)
-                mine = Attachment(
-                    volume=volume,
-                    host=host,
-                    volume_id=record.id,
-                    access_mode=mode,
-                    create_time_ns=now_ns(),
-                    hand_over_from=hand_over_from,
-                    standby=bool(hand_over_from),
-                    client_addresses=addresses,
-                )
+                mine = _planned(record, host, mode, addresses, hand_over_from)
                 at.catalog.commit([put(record.but(), record), put(mine)])
             elif mine.access_mode is not mode:
                 raise ConflictError(
@@ -116,8 +111,7 @@ class Attachments:
                 if addresses and addresses != mine.client_addresses:
                     before, mine = mine, mine.but(client_addresses=addresses)
                     at.catalog.commit([put(mine, before)])
-            _offer(at, record, mine)
-            return AttachmentView(record=mine, connection=_connection(at, record, mine))
+            return _offered(at, record, mine)
 
     def hand_over(self, pool: str, volume: str, host: str) -> AttachmentView:
         """Move the right to write to `host`; whoever had it is on standby from now on.
@@ -273,6 +267,48 @@ def in_use(at: Pool, volume: Volume, attached: list[Attachment]) -> Precondition
         reason=Reason.VOLUME_IN_USE,
         blockers=[Blocker("attachment", f"{parent}/attachments/{a.host}") for a in attached],
     )
+
+
+def _attach_new(
+    at: Pool, volume: str, host: str, mode: AccessMode, addresses: tuple[str, ...]
+) -> AttachmentView | None:
+    """Attach a volume that was made lately and that nobody has had; None: look first.
+
+    Every attachment changes the record of its volume, so a commit that finds it as it was made
+    finds none. *Complexity*: one round trip.
+    """
+    record = at.made_lately(volume)
+    if record is None:
+        return None
+    _check_reachable(at)
+    mine = _planned(record, host, mode, addresses)
+    try:
+        at.catalog.commit([put(record.but(), record), put(mine), absent(FencedHost, host)])
+    except OperationPendingError:
+        return None
+    return _offered(at, record, mine)
+
+
+def _planned(
+    volume: Volume, host: str, mode: AccessMode, addresses: tuple[str, ...], source: str = ""
+) -> Attachment:
+    """Return the record of an attachment; on standby if it is to take over from `source`."""
+    return Attachment(
+        volume=volume.name,
+        host=host,
+        volume_id=volume.id,
+        access_mode=mode,
+        create_time_ns=now_ns(),
+        hand_over_from=source,
+        standby=bool(source),
+        client_addresses=addresses,
+    )
+
+
+def _offered(at: Pool, volume: Volume, attachment: Attachment) -> AttachmentView:
+    """Make the volume reachable, and return how."""
+    _offer(at, volume, attachment)
+    return AttachmentView(record=attachment, connection=_connection(at, volume, attachment))
 
 
 def _check_not_fenced(at: Pool, host: str, known: Known | None = None) -> None:

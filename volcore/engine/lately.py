@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from volcore.catalog.contract import Change
+from volcore.catalog.contract import Absent, Change
 from volcore.errors import OperationPendingError
 from volcore.model.records import Kind
 
@@ -16,11 +16,13 @@ SOURCES_MAX: Final = 1024
 """Images and snapshots; a record has up to 16 KiB."""
 NAMES_MAX: Final = 50_000
 """Names of volumes, about 200 bytes each."""
+MADE_MAX: Final = 1024
+"""Volumes as they were made, up to 16 KiB each."""
 _SOURCES: Final = (Kind.IMAGE, Kind.SNAPSHOT)
 
 
 class Lately:
-    """Images, snapshots, and which volumes there are, of one pool; any thread.
+    """Images, snapshots, which volumes there are, and new ones, of one pool; any thread.
 
     Bounded: what was not seen for the longest is forgotten first.
     """
@@ -29,11 +31,17 @@ class Lately:
         self._lock = threading.Lock()
         self._sources: OrderedDict[tuple[Kind, str], bytes] = OrderedDict()
         self._names: OrderedDict[str, None] = OrderedDict()
+        self._made: OrderedDict[str, bytes] = OrderedDict()
 
     def source(self, kind: Kind, key: str) -> bytes | None:
         """Return the bytes of an image or a snapshot; None: not seen lately."""
         with self._lock:
             return self._sources.get((kind, key))
+
+    def made(self, name: str) -> bytes | None:
+        """Return the bytes of a volume that has not changed since it was made; None: not known."""
+        with self._lock:
+            return self._made.get(name)
 
     def any_taken(self, names: Collection[str]) -> bool:
         """Return whether one of the names was that of a volume, whatever its state."""
@@ -44,6 +52,8 @@ class Lately:
         """Note what a record is; None: there is none."""
         with self._lock:
             if kind is Kind.VOLUME:
+                if self._made.get(key) != raw:
+                    self._made.pop(key, None)
                 self._names.pop(key, None)
                 if raw is not None:
                     self._names[key] = None
@@ -59,8 +69,19 @@ class Lately:
     def follow(self, changes: Sequence[Change]) -> None:
         """Note what was changed."""
         for change in changes:
-            if not change.check_only:
-                self.saw(change.kind, change.key, change.value)
+            if change.check_only:
+                continue
+            self.saw(change.kind, change.key, change.value)
+            if change.kind is Kind.VOLUME and isinstance(change.expect, Absent):
+                self._make(change.key, change.value)
+
+    def _make(self, name: str, raw: bytes | None) -> None:
+        if raw is None:
+            return
+        with self._lock:
+            self._made[name] = raw
+            if len(self._made) > MADE_MAX:
+                self._made.popitem(last=False)
 
     def follow_after(self, err: BaseException, changes: Sequence[Change]) -> None:
         """Note what is to be learned from a commit that failed: that there may be volumes now.

@@ -185,6 +185,15 @@ class Pool:
         found: R = _decoded(record, key, raw)  # type: ignore[arg-type]
         return found if getattr(found, "state", None) is State.READY else None
 
+    def made_lately(self, name: str) -> Volume | None:
+        """Return a volume that had not changed since it was made when last seen; it is READY.
+
+        A commit must check it. If it holds, nobody has ever been given the volume.
+        """
+        raw = self.catalog.lately.made(name)
+        found = None if raw is None else self._shown(_decoded(Volume, name, raw))
+        return found if found is not None and found.state is State.READY else None
+
     def list(
         self,
         record: type[R],
@@ -355,6 +364,11 @@ def unchanged(record: Record) -> Change:
     return Change(
         kind=record.KIND, key=record.key, value=None, expect=record.encode(), check_only=True
     )
+
+
+def absent(record: type[Record], key: str) -> Change:
+    """Return the expectation that there is no such record."""
+    return Change(kind=record.KIND, key=key, value=None, expect=ABSENT, check_only=True)
 
 
 def sync_ahead(pool: Pool, volumes: Sequence[Volume]) -> None:

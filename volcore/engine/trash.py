@@ -16,10 +16,9 @@ from typing import Final
 
 import structlog
 
-from volcore.catalog.contract import ABSENT, Change
 from volcore.engine.changes import settle_leftover
 from volcore.engine.deletions import Deletions
-from volcore.engine.pool import Pool, drop, now_ns, put, volume_lock
+from volcore.engine.pool import Pool, absent, drop, now_ns, put, volume_lock
 from volcore.engine.pools import Pools
 from volcore.errors import ConflictError, NotFoundError, Reason, VolcoreError
 from volcore.model import names
@@ -93,9 +92,7 @@ class Trash:
             delete_time_ns=now,
             purge_time_ns=now + int(at.trash_retention_s * 10**9),
         )
-        settled = Change(
-            kind=Intent.KIND, key=volume.id, value=None, expect=ABSENT, check_only=True
-        )
+        settled = absent(Intent, volume.id)
         at.catalog.commit([settled, *map(drop, [volume, *snapshots]), put(trashed)])
         return trashed
 
