@@ -1,8 +1,10 @@
 """The hop into threads: bounded, honest about deadlines, and nothing half-sent."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import structlog
@@ -100,6 +102,39 @@ def test_closed(pool):
         assert caught.value.reason is Reason.SHUTTING_DOWN
 
     asyncio.run(job())
+
+
+def test_closed_while_calls_wait(pool):
+    """Goal: what has begun ends, what waits is refused. Method: close with one of each."""
+
+    async def job():
+        go = threading.Event()
+        first = asyncio.create_task(pool.run(go.wait))
+        second = asyncio.create_task(pool.run(lambda: "second"))
+        await asyncio.sleep(0)
+        assert not await asyncio.to_thread(pool.close, 0.05)
+        with pytest.raises(UnavailableError) as caught:
+            await second
+        assert (caught.value.reason, caught.value.retryable) == (Reason.SHUTTING_DOWN, True)
+        go.set()
+        assert await first
+        assert pool.close(5)
+
+    asyncio.run(job())
+
+
+def test_nothing_is_kept(pool):
+    """Goal: an idle thread holds no answer. Method: a weak reference to one."""
+
+    class Answer:
+        pass
+
+    async def job():
+        return weakref.ref(await pool.run(Answer))
+
+    found = asyncio.run(job())
+    gc.collect()
+    assert found() is None
 
 
 def test_upload_pushes_back():
