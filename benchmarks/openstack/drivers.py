@@ -4,7 +4,9 @@ Runs in the environment that has Cinder, with the rig's cinder.conf; no API, no 
 Writes `{"what": {"ours-rbd": [seconds...], "stock": [...]}}` to its standard output.
 
 Each round has a volume and a snapshot of its own, so that no call waits for what an earlier one has
-left to do behind its answer. What each line isolates:
+left to do behind its answer, and begins with a rest: after its last delete the stock driver keeps
+this process busy for some seconds, and nobody pays for what another one left. What each line
+isolates:
   snapshot     of a detached volume
   from         a volume from a snapshot of another one
   clone        a volume from a volume
@@ -33,6 +35,7 @@ from cinder.volume import configuration, manager  # noqa: E402
 
 CONNECTOR = {"host": "bench", "ip": "127.0.0.1", "multipath": False, "initiator": "iqn.bench"}
 SIZE_GB = 1
+REST_S = 3
 
 
 class Contender:
@@ -116,6 +119,7 @@ def main() -> None:
     for number in range(-1, rounds):
         names = list(contenders)
         for name in names if number % 2 else reversed(names):
+            time.sleep(REST_S)
             for what, spent_s in contenders[name].round(name == "stock").items():
                 if number >= 0:
                     found.setdefault(what, {}).setdefault(name, []).append(spent_s)
