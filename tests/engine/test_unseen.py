@@ -5,12 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from engine.conftest import Bench
-from volcore.catalog.contract import ABSENT, Change
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.lately import MADE_MAX, NAMES_MAX, SOURCES_MAX, Lately
-from volcore.engine.pool import put
+from volcore.engine.pool import drop, put
 from volcore.engine.views import AttachmentView, CreateVolume, SourceRef
-from volcore.errors import Reason, VolcoreError
+from volcore.errors import PreconditionError, Reason, VolcoreError
 from volcore.limits import MIB
 from volcore.model import names
 from volcore.model.fences import FencedHost, FenceState
@@ -202,6 +201,20 @@ def test_attach_as_if_looked_at(
     other.close(5)
 
 
+def test_records_that_come_back(served: Bench) -> None:
+    """Goal: one host writes. Method: a volume and its attachment come back, as from a rebuild."""
+    engine, at = served.engine, served.pool
+    made = engine.volumes.create("p", CreateVolume(name="v", size_bytes=SIZE))
+    attached_elsewhere(engine)
+    there = at.find(Attachment, "v/elsewhere")
+    assert there is not None
+    at.catalog.commit([drop(at.volume("v")), drop(there)])
+    at.catalog.commit([put(made), put(there)])
+    with pytest.raises(PreconditionError) as caught:
+        engine.attachments.attach("p", "v", "host", AccessMode.READ_WRITE)
+    assert caught.value.reason is Reason.VOLUME_IN_USE
+
+
 def test_bounded() -> None:
     """Goal: memory ends somewhere. Method: more than fits; the eldest is forgotten."""
     lately = Lately()
@@ -217,7 +230,6 @@ def test_bounded() -> None:
     assert not lately.any_taken(["0", "1"])
     assert lately.source(Kind.VOLUME, "2") is None
     for number in range(MADE_MAX + 1):
-        made = Change(kind=Kind.VOLUME, key=str(number), value=b"x", expect=ABSENT)
-        lately.follow([made])
+        lately.make(str(number), b"x")
     assert lately.made("0") is None
     assert lately.made("1") == b"x"

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from volcore.catalog.contract import Absent, Change
+from volcore.catalog.contract import Change
 from volcore.errors import OperationPendingError
 from volcore.model.records import Kind
 
@@ -69,15 +69,14 @@ class Lately:
     def follow(self, changes: Sequence[Change]) -> None:
         """Note what was changed."""
         for change in changes:
-            if change.check_only:
-                continue
-            self.saw(change.kind, change.key, change.value)
-            if change.kind is Kind.VOLUME and isinstance(change.expect, Absent):
-                self._make(change.key, change.value)
+            if not change.check_only:
+                self.saw(change.kind, change.key, change.value)
+                if change.kind is Kind.VOLUME:
+                    with self._lock:
+                        self._made.pop(change.key, None)
 
-    def _make(self, name: str, raw: bytes | None) -> None:
-        if raw is None:
-            return
+    def make(self, name: str, raw: bytes) -> None:
+        """Note a volume that was made just now and given to nobody; its name is locked."""
         with self._lock:
             self._made[name] = raw
             if len(self._made) > MADE_MAX:

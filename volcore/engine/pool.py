@@ -1,7 +1,7 @@
 """One pool at work: its backend, its catalog, and typed access to the records."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -185,8 +185,13 @@ class Pool:
         found: R = _decoded(record, key, raw)  # type: ignore[arg-type]
         return found if getattr(found, "state", None) is State.READY else None
 
+    def note_made(self, volumes: Iterable[Volume]) -> None:
+        """Remember new volumes for `made_lately`; nobody was given them, and they are locked."""
+        for volume in volumes:
+            self.catalog.lately.make(volume.name, volume.encode())
+
     def made_lately(self, name: str) -> Volume | None:
-        """Return a volume that had not changed since it was made when last seen; it is READY.
+        """Return a READY volume of `note_made` that had not changed when last seen.
 
         A commit must check it. If it holds, nobody has ever been given the volume.
         """

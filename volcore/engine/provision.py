@@ -253,6 +253,7 @@ def _make_with_intents(
         raise
     whole = [isinstance(outcome, Volume) for outcome in outcomes]
     pool.making.ended(list(compress(intents, whole)))
+    pool.note_made(compress(planned, whole))
     failed = [intent for intent, one in zip(intents, whole, strict=True) if not one]
     pool.making.failed(failed)
     for intent in failed:

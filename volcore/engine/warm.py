@@ -82,6 +82,7 @@ def claim(
     except BaseException:
         pool.stock.doubt(taken.clones)
         raise
+    pool.note_made(volumes)
     if pool.looks_for is not None:
         keys = [volume_lock(volume.name) for volume in volumes]
         release = pool.locks.keep(keys, [image_lock(image)])
