@@ -5,10 +5,13 @@ may be many, whose guests agree among themselves. For a live migration of read-w
 may be attached on standby: it reads, and writes are refused. A hand-over moves the right to write
 from one to the other; there are never two writers.
 
-Invariant INV-ATT-1 (must): of the exports of a volume at most one lets writes in, and none that the
-catalog has on standby; hosts that share a volume share that one. A hand-over shuts the source's
-export and waits until its writes are durable, then commits, then opens the target's; after a crash
-the catalog decides.
+Invariants (docs/invariants.md):
+1. INV-ATT-1 (must): of the exports of a volume at most one lets writes in, and none that the
+   catalog has on standby; hosts that share a volume share that one. A hand-over shuts the source's
+   export and waits until its writes are durable, then commits, then opens the target's; after a
+   crash the catalog decides.
+2. INV-ATT-2 (must): the commit of an attachment changes the record of its volume. So of two that
+   did not see each other one fails.
 """
 
 from collections.abc import Sequence
@@ -274,8 +277,8 @@ def _attach_new(
 ) -> AttachmentView | None:
     """Attach a volume that was made lately and that nobody has had; None: look first.
 
-    Every attachment changes the record of its volume, so a commit that finds it as it was made
-    finds none. *Complexity*: one round trip.
+    A commit that finds its record as it was made finds no other attachment (INV-ATT-2).
+    *Complexity*: one round trip.
     """
     record = at.made_lately(volume)
     if record is None:
