@@ -8,8 +8,8 @@ from rbd_backend.pools import opened, raw_pool
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.opening import open_image
 from volcore.errors import UnavailableError
-from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
-from volcore.testing.device_contract import put
+from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, MIB
+from volcore.testing.device_contract import fetch, put
 
 CHUNKS = 4
 
@@ -73,3 +73,28 @@ def chunks_in(image, *, fast):
 
     image.diff_iterate(0, image.size(), "s3", keep, True, fast)
     return found
+
+
+def test_cut_off(ceph_cluster, ceph_pool):
+    """Goal: a revert that is repeated shows the snapshot. Method: what librbd leaves when it dies.
+
+    It writes the snapshot's object map over the image's before it rolls objects back, and leaves
+    out objects that neither map has.
+    """
+    with opened(ceph_cluster, ceph_pool) as backend:
+        backend.create("v", CHUNKS * CHUNK_SIZE_BYTES)
+        put(backend, "v", 0, b"old")
+        backend.create_snapshot("v", "s")
+        for chunk in (0, 2):
+            put(backend, "v", chunk * CHUNK_SIZE_BYTES, b"new")
+        session = backend._session()
+        image_id = session.find("v").image_id
+        (snap,) = session.headers.snaps(image_id)
+        session.headers.begin_rollback(image_id)
+        kept = session.ioctx.read(f"rbd_object_map.{image_id}.{snap:016x}", MIB)
+        session.ioctx.write_full(f"rbd_object_map.{image_id}", kept)
+        backend.revert("v", "s")
+        assert fetch(backend, "v", 0, 3) == b"old"
+        assert fetch(backend, "v", 2 * CHUNK_SIZE_BYTES, 3) == bytes(3)
+        check(ceph_cluster, ceph_pool)
+        assert not session.headers.has_begun_rollback(image_id)

@@ -100,6 +100,21 @@ def _grown(world: World) -> None:
     world.client.resize_volume(world.volume(), 2 * SIZE)
 
 
+def _written(world: World) -> None:
+    """A volume whose chunks were all written, but the last one after its snapshot only."""
+    _blank(world)
+    name = world.client.get_volume(world.volume()).backend_name
+    world.storage.write(name, 0, b"old")
+    world.client.create_snapshot(world.snapshot())
+    for at in (0, SIZE // 2):
+        world.storage.write(name, at, b"new")
+
+
+def _revert_and_read(world: World) -> Any:
+    made = world.client.revert_volume(world.volume(), world.snapshot())
+    return made, [world.storage.read(made.backend_name, at, 3).hex() for at in (0, SIZE // 2)]
+
+
 def _two(world: World) -> None:
     _blank(world)
     _blank(world, "w")
@@ -268,6 +283,13 @@ SCENARIOS: Final = (
         rpc="RevertVolume",
         prepare=_grown,
         call=lambda w: w.client.revert_volume(w.volume(), w.snapshot()),
+    ),
+    Scenario(
+        rpc="RevertVolume",
+        form="of new chunks",
+        needs="rbd",
+        prepare=_written,
+        call=_revert_and_read,
     ),
     Scenario(
         rpc="FlattenVolume",

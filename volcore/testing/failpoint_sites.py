@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from volcore.backends.rbd.opening import settled
 from volcore.client import Client
 from volcore.engine.exports import KINDS
 from volcore.limits import MIB
@@ -68,6 +69,14 @@ class LocalSite:
 
     def grow(self, backend_name: str, size_bytes: int) -> None:
         """See `Storage.grow`."""
+        raise NotImplementedError
+
+    def write(self, backend_name: str, offset_bytes: int, data: bytes) -> None:
+        """See `Storage.write`."""
+        raise NotImplementedError
+
+    def read(self, backend_name: str, offset_bytes: int, length_bytes: int) -> bytes:
+        """See `Storage.read`."""
         raise NotImplementedError
 
     def lose_records(self, part: str) -> None:
@@ -156,6 +165,16 @@ class RbdSite:
         """See `Storage.grow`."""
         with self._rbd.Image(self._ioctx, backend_name) as image:
             image.resize(size_bytes)
+
+    def write(self, backend_name: str, offset_bytes: int, data: bytes) -> None:
+        """See `Storage.write`."""
+        with self._rbd.Image(self._ioctx, backend_name) as image:
+            image.write(data, offset_bytes)
+
+    def read(self, backend_name: str, offset_bytes: int, length_bytes: int) -> bytes:
+        """See `Storage.read`."""
+        with settled(self._rbd.Image(self._ioctx, backend_name, read_only=True)) as image:
+            return bytes(image.read(offset_bytes, length_bytes))
 
     def lose_records(self, part: str) -> None:
         """See `Storage.lose_records`."""

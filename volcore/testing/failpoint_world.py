@@ -40,6 +40,12 @@ class Storage(Protocol):
     def grow(self, backend_name: str, size_bytes: int) -> None:
         """Resize an rbd image around volcore."""
 
+    def write(self, backend_name: str, offset_bytes: int, data: bytes) -> None:
+        """Write to an rbd image, as a client does."""
+
+    def read(self, backend_name: str, offset_bytes: int, length_bytes: int) -> bytes:
+        """Return what a client of an rbd image reads."""
+
     def lose_records(self, part: str) -> None:
         """Delete the records of the catalog whose keys have `part`."""
 

@@ -36,8 +36,7 @@ from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.extents import changed_extents
 from volcore.backends.rbd.fencing import Fencing
-from volcore.backends.rbd.objectmap import mark_changed
-from volcore.backends.rbd.opening import open_image
+from volcore.backends.rbd.rollback import roll_back
 from volcore.backends.rbd.session import FEATURES, ORDER, Session
 from volcore.backends.refusals import (
     check_size,
@@ -361,16 +360,12 @@ class RbdBackend(VolumeBackend):
         with session.handles.exclusive(volume_id, snapshots=False):
             session.watchers.refuse_if_in_use(volume_id, entry.image_id)
             clones.source_size_bytes(session, entry, snapshot_id)
-            with (
-                translated(
-                    f"revert volume {volume_id}",
-                    missing=snapshot_missing(volume_id, snapshot_id),
-                    busy=volume_in_use(volume_id),
-                ),
-                open_image(session.ioctx, entry.image_id, read_only=False) as image,
+            with translated(
+                f"revert volume {volume_id}",
+                missing=snapshot_missing(volume_id, snapshot_id),
+                busy=volume_in_use(volume_id),
             ):
-                image.rollback_to_snap(snapshot_id)
-                mark_changed(session.ioctx, entry.image_id, int(image.size()))
+                roll_back(session.ioctx, session.headers, entry.image_id, snapshot_id)
 
     def diff(
         self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None

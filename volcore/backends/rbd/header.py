@@ -18,6 +18,7 @@ from volcore.backends.rbd.reads import Wave
 from volcore.errors import NotFoundError, Reason
 
 OWNER_KEY: Final = "volcore.volume_id"
+_ROLLBACK_KEY: Final = "volcore.rollback"
 """Image metadata key that says whose an image is (`rbd image-meta list` shows it)."""
 RECORD_PREFIX: Final = "volcore.record/"
 """Of the rows with the records of the catalog that an image carries, see `carrying.py`."""
@@ -110,6 +111,23 @@ class Headers:
             raw = self._execute(header_object(image_id), "metadata_get", _string(OWNER_KEY))
             return _Reader(raw).string()
         return None
+
+    def begin_rollback(self, image_id: str) -> None:
+        """Note that a rollback begins."""
+        body = struct.pack("<I", 1) + _string(_ROLLBACK_KEY) + _string("begun")
+        self._execute(header_object(image_id), "metadata_set", body)
+
+    def has_begun_rollback(self, image_id: str) -> bool:
+        """Return whether a rollback has begun, and not ended."""
+        with suppress(NotFoundError):
+            self._execute(header_object(image_id), "metadata_get", _string(_ROLLBACK_KEY))
+            return True
+        return False
+
+    def end_rollback(self, image_id: str) -> None:
+        """Note that a rollback has ended. Idempotent."""
+        with suppress(NotFoundError):
+            self._execute(header_object(image_id), "metadata_remove", _string(_ROLLBACK_KEY))
 
     def size_bytes(self, image_id: str) -> int:
         """Return the image's present size."""

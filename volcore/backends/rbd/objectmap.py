@@ -14,6 +14,7 @@ from volcore.backends.rbd.errmap import translated
 from volcore.errors import NotFoundError
 from volcore.model.extent import chunk_count
 
+_NONEXISTENT: Final = 0
 _EXISTS: Final = 1
 _EXISTS_CLEAN: Final = 3
 _OBJECTS_AT_ONCE: Final = 256 << 10
@@ -26,10 +27,19 @@ def mark_changed(ioctx: Any, image_id: str, size_bytes: int) -> None:
     Precondition: nobody else has the image open for writing. Idempotent. Complexity: one request
     for each TiB.
     """
+    _mark(ioctx, image_id, size_bytes, _EXISTS_CLEAN)
+
+
+def mark_all(ioctx: Any, image_id: str, size_bytes: int) -> None:
+    """Mark every object that the map of the image does not have as there; as `mark_changed`."""
+    _mark(ioctx, image_id, size_bytes, _NONEXISTENT)
+
+
+def _mark(ioctx: Any, image_id: str, size_bytes: int, state: int) -> None:
     total = chunk_count(size_bytes)
     for start in range(0, total, _OBJECTS_AT_ONCE):
         end = min(start + _OBJECTS_AT_ONCE, total)
-        body = struct.pack("<QQBBB", start, end, _EXISTS, 1, _EXISTS_CLEAN)
+        body = struct.pack("<QQBBB", start, end, _EXISTS, 1, state)
         try:
             with translated(f"update the object map of rbd image {image_id}"):
                 ioctx.execute(f"rbd_object_map.{image_id}", "rbd", "object_map_update", body)
