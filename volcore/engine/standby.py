@@ -37,7 +37,7 @@ class Watch(Protocol):
         """
 
     def close(self) -> None:
-        """End; idempotent."""
+        """End what it needs to look, until the next look; idempotent."""
 
 
 class Standby:
@@ -116,6 +116,7 @@ class Standby:
                     )
                     pause_s = STANDBY_RETRY_S
                     self._pools.stand_by(self._waiting, _NOBODY)
+                    watch.close()  # who is fenced off in the middle of it needs a new connection
                 continue
             except Exception:  # a bug: callers wait for the pool, and another try may do better
                 _log.exception("pool not taken over", pool=name)

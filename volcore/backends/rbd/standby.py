@@ -39,7 +39,7 @@ class PoolWatch:
         return "" if found is None else name_of(found)
 
     def close(self) -> None:
-        """Disconnect if nobody else needs the connection; idempotent."""
+        """Disconnect, until the next look, if nobody else needs the connection; idempotent."""
         if self._ioctx is not None:
             self._ioctx.close()
             self._ioctx = None
