@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 StateT = TypeVar("StateT", bound=Hashable)
-AskT = TypeVar("AskT")
+AskT = TypeVar("AskT", bound=Hashable)
 AnswerT = TypeVar("AnswerT")
-AskT_contra = TypeVar("AskT_contra", contravariant=True)
+AskT_contra = TypeVar("AskT_contra", bound=Hashable, contravariant=True)
 AnswerT_contra = TypeVar("AnswerT_contra", contravariant=True)
 COMBINATIONS_MAX: Final = 500_000
 """At one end of a call; more is an error of who made the history, and no judgement."""
@@ -132,6 +132,7 @@ class _Search(Generic[StateT, AskT, AnswerT]):
     ) -> None:
         self._calls = calls
         self._model = model
+        self._elder = _elders(calls)
         self.under_way: set[int] = set()
 
     def end(self, possible: "_Possible[StateT]", ending: int) -> "_Possible[StateT]":
@@ -163,6 +164,8 @@ class _Search(Generic[StateT, AskT, AnswerT]):
         found: list[tuple[StateT, _Done, _Done]] = []
         for number in self.under_way - done - used:
             call = self._calls[number]
+            if self._elder.get(number, number) not in used | {number}:
+                continue
             for then in self._model.step(state, call.ask, call.answer):
                 if call.answer is None:
                     if then != state:  # without effect it may as well not have been
@@ -173,6 +176,23 @@ class _Search(Generic[StateT, AskT, AnswerT]):
                     return [reached]  # no later instant suits it better
                 found.append(reached)
         return found
+
+
+def _elders(calls: Sequence[Call[AskT, AnswerT]]) -> dict[int, int]:
+    """Return for calls without an answer the one before that asked the same, if there is one.
+
+    They do the same, and whenever the later one may take effect, the earlier one may: so the later
+    one is left out until that is used up. Else 20 of them would be a million combinations.
+    """
+    found: dict[int, int] = {}
+    last: dict[AskT, int] = {}
+    unanswered = [number for number, call in enumerate(calls) if call.answer is None]
+    for number in sorted(unanswered, key=lambda number: calls[number].begin_ns):
+        ask = calls[number].ask
+        if ask in last:
+            found[number] = last[ask]
+        last[ask] = number
+    return found
 
 
 def _words(call: Call[AskT, AnswerT]) -> str:
