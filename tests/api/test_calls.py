@@ -108,10 +108,15 @@ def test_closed_while_calls_wait(pool):
     """Goal: what has begun ends, what waits is refused. Method: close with one of each."""
 
     async def job():
-        go = threading.Event()
-        first = asyncio.create_task(pool.run(go.wait))
+        begun, go = threading.Event(), threading.Event()
+
+        def work():
+            begun.set()
+            return go.wait()
+
+        first = asyncio.create_task(pool.run(work))
         second = asyncio.create_task(pool.run(lambda: "second"))
-        await asyncio.sleep(0)
+        await asyncio.to_thread(begun.wait)
         assert not await asyncio.to_thread(pool.close, 0.05)
         with pytest.raises(UnavailableError) as caught:
             await second
@@ -133,7 +138,10 @@ def test_nothing_is_kept(pool):
         return weakref.ref(await pool.run(Answer))
 
     found = asyncio.run(job())
-    gc.collect()
+    deadline_s = time.monotonic() + 5
+    while found() is not None and time.monotonic() < deadline_s:  # the thread lets go just now
+        gc.collect()
+        time.sleep(0.01)
     assert found() is None
 
 

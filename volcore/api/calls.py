@@ -78,10 +78,10 @@ class CallPool:
                     reason=Reason.TOO_MANY_REQUESTS,
                     retryable=True,
                 )
+            if len(self._threads) < min(self._open + 1, self._threads_max):
+                self._start_thread()
             self._open += 1
             self._queue.put(work)
-            if len(self._threads) < min(self._open, self._threads_max):
-                self._start_thread()
         result: T = await work.future
         return result
 
@@ -92,7 +92,9 @@ class CallPool:
         """
         if self._open < self._threads_max:
             with suppress(TimeoutError, VolcoreError):
-                await asyncio.wait_for(self.run(_nothing), limits.WATCHDOG_PERIOD_S_MAX)
+                # Not `wait_for`: it swallows a cancellation that comes with the end of the call.
+                async with asyncio.timeout(limits.WATCHDOG_PERIOD_S_MAX):
+                    await self.run(_nothing)
                 return True
         return time.monotonic() - self._ended_s < limits.WORKERS_STUCK_S_MAX
 
@@ -116,8 +118,8 @@ class CallPool:
     def _start_thread(self) -> None:
         name = f"{self._name}_{len(self._threads)}"
         thread = threading.Thread(target=self._work_off, name=name, daemon=True)
+        thread.start()  # or it raises, and nothing was started
         self._threads.append(thread)
-        thread.start()
 
     def _work_off(self) -> None:
         while (work := self._queue.get()) is not None:
