@@ -230,6 +230,6 @@ def test_bounded() -> None:
     assert not lately.any_taken(["0", "1"])
     assert lately.source(Kind.VOLUME, "2") is None
     for number in range(MADE_MAX + 1):
-        lately.make(str(number), b"x")
+        lately.note_made(str(number), b"x")
     assert lately.made("0") is None
     assert lately.made("1") == b"x"

@@ -75,7 +75,7 @@ class Lately:
                     with self._lock:
                         self._made.pop(change.key, None)
 
-    def make(self, name: str, raw: bytes) -> None:
+    def note_made(self, name: str, raw: bytes) -> None:
         """Note a volume that was made just now and given to nobody; its name is locked."""
         with self._lock:
             self._made[name] = raw

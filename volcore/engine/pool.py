@@ -188,7 +188,7 @@ class Pool:
     def note_made(self, volumes: Iterable[Volume]) -> None:
         """Remember new volumes for `made_lately`; nobody was given them, and they are locked."""
         for volume in volumes:
-            self.catalog.lately.make(volume.name, volume.encode())
+            self.catalog.lately.note_made(volume.name, volume.encode())
 
     def made_lately(self, name: str) -> Volume | None:
         """Return a READY volume of `note_made` that had not changed when last seen.

@@ -18,8 +18,9 @@ from volcore.backends.rbd.reads import Wave
 from volcore.errors import NotFoundError, Reason
 
 OWNER_KEY: Final = "volcore.volume_id"
-_ROLLBACK_KEY: Final = "volcore.rollback"
 """Image metadata key that says whose an image is (`rbd image-meta list` shows it)."""
+_ROLLBACK_KEY: Final = "volcore.rollback"
+"""That of an image whose rollback has begun, and not ended; see `rollback.py`."""
 RECORD_PREFIX: Final = "volcore.record/"
 """Of the rows with the records of the catalog that an image carries, see `carrying.py`."""
 
@@ -113,7 +114,7 @@ class Headers:
         return None
 
     def begin_rollback(self, image_id: str) -> None:
-        """Note that a rollback begins."""
+        """Note that a rollback begins; durable at return. Idempotent."""
         body = struct.pack("<I", 1) + _string(_ROLLBACK_KEY) + _string("begun")
         self._execute(header_object(image_id), "metadata_set", body)
 
