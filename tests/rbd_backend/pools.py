@@ -13,6 +13,7 @@ from volcore.backends.rbd.connection import ClusterOptions
 from volcore.limits import MIB
 from volcore.testing.cluster import CephAccess, CephCluster
 from volcore.testing.device_contract import put
+from volcore.testing.rbd_judge import looked
 
 GOLD_SIZE_BYTES = 8 * MIB
 POOL_OBJECTS = {"rbd_directory", "rbd_info", "rbd_trash", "volcore_catalog", "volcore_directory"}
@@ -107,3 +108,17 @@ def counted(access: CephAccess, pool: str, directory: Path) -> Iterator[tuple[Rb
         with closing(backend):
             backend.wait_for_short_path()
             yield backend, at
+
+
+def check_object_maps(access: CephAccess, pool: str, image: str) -> None:
+    """Let `rbd object-map check` look at the maps of an image and of its snapshots."""
+    with raw_pool(access, pool) as ioctx:
+        import rbd
+
+        with rbd.Image(ioctx, image, read_only=True) as opened_image:
+            snapshots = [one["name"] for one in opened_image.list_snaps() if not one["namespace"]]
+    for spec in (image, *(f"{image}@{snapshot}" for snapshot in snapshots)):
+        words = ["--pool", pool, "object-map", "check", "--no-progress", spec]
+        done = looked(["rbd", "--conf", str(access.conf_path)], *words)
+        assert done.returncode == 0, (spec, done.stderr)
+        assert "rror" not in done.stderr, (spec, done.stderr)

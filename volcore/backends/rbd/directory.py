@@ -191,10 +191,6 @@ class Directory:
         key = _number_key(snap)
         self._omap.fill(op, expect={key: _encode()}, puts={key: _encode(image=image_id)})
 
-    def dropping_number(self, op: Any, snap: int) -> None:
-        """Put into a write operation that a number is not volcore's any more."""
-        self._omap.fill(op, expect={}, removals=(_number_key(snap),))
-
     def drop_numbers(self, snaps: Collection[int]) -> None:
         """Write down that numbers in stock are not volcore's any more."""
         if snaps:

@@ -2,8 +2,8 @@
 
 `wire` builds bytes, `waves` sends writes at once, `plan` says what a clone writes, `facts` knows
 parents, `cloner` makes clones, `recovery` finishes or undoes what a crash left, `stock` keeps
-snapshot numbers, `snapshotter` makes snapshots, `proof` compares with librbd, by `likeness`, before
-anything of it is used, `path` puts it together for one pool.
+snapshot numbers, `snapshotter` makes snapshots, `clearing` ends them, `proof` compares with librbd,
+by `likeness`, before anything of it is used, `path` puts it together for one pool.
 
 Invariants (docs/invariants.md):
 1. INV-DIRECT-1 (must): a clone that is shown has a header, an object map and a link in its parent.
@@ -14,6 +14,7 @@ Invariants (docs/invariants.md):
    until all who could have been told.
 5. INV-DIRECT-5 (must): after a direct snapshot no diff misses a change.
 6. INV-DIRECT-6 (must): no snapshot number is used twice.
+7. INV-DIRECT-7 (should): an object map tells of no change that is older than the newest snapshot.
 """
 
 from volcore.backends.rbd.direct.path import DirectPath

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from volcore.backends.contract import ShortPath, ShortPathState
 from volcore.backends.rbd.connection import Cluster
+from volcore.backends.rbd.direct.clearing import Clearing
 from volcore.backends.rbd.direct.cloner import Cloner, Source, StaleFactsError
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
 from volcore.backends.rbd.direct.finishing import Finisher
@@ -62,7 +63,10 @@ class DirectPath:
             features=features,
         )
         self._stock = Stock(ioctx, directory)
-        self._snapshotter = Snapshotter(self.waves, directory, headers, self._stock, features)
+        self._clearing = Clearing(self.waves, directory, headers, alone)
+        self._snapshotter = Snapshotter(
+            self.waves, directory, headers, self._stock, self._clearing, features
+        )
         self._siblings = Siblings(
             self.waves,
             headers,
@@ -119,6 +123,7 @@ class DirectPath:
         self._siblings.close()
         self._stock.close()
         self.flush()
+        self._clearing.close()
         self._finisher.close()
 
     def snapshot(self, volume_id: str, image_id: str, snapshot_id: str) -> Outcome:
@@ -218,7 +223,7 @@ class DirectPath:
     def flush(self) -> None:
         """Return when no write behind an answer is under way."""
         self._finisher.flush()
-        self._snapshotter.flush()
+        self._clearing.flush()
 
     def forget(self, volume_id: str) -> None:
         """Forget what is known of a volume whose snapshots change."""
@@ -234,6 +239,7 @@ class DirectPath:
             self.waves,
             self._directory,
             self._stock,
+            self._clearing,
             order=self._order,
             features=self._features,
             stop=self._stop,

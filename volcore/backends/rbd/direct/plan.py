@@ -143,9 +143,14 @@ def header_object(image_id: str) -> str:
     return f"rbd_header.{image_id}"
 
 
-def map_object(image_id: str) -> str:
-    """Return the name of an image's object map."""
-    return f"rbd_object_map.{image_id}"
+def map_object(image_id: str, snap: int | None = None) -> str:
+    """Return the name of the object map of an image, or of one of its snapshots."""
+    return f"rbd_object_map.{image_id}" + ("" if snap is None else f".{snap:016x}")
+
+
+def data_object(image_id: str, number: int) -> str:
+    """Return the name of the object that holds one chunk of an image."""
+    return f"rbd_data.{image_id}.{number:016x}"
 
 
 def id_object(name: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.connection import Cluster
 from volcore.backends.rbd.direct import wire
+from volcore.backends.rbd.direct.clearing import Clearing
 from volcore.backends.rbd.direct.facts import unusual_pool
 from volcore.backends.rbd.direct.likeness import DifferenceError, Likeness, digest
 from volcore.backends.rbd.direct.plan import (
@@ -98,6 +99,7 @@ class Proof:
         waves: Waves,
         directory: Directory,
         stock: Stock,
+        clearing: Clearing,
         *,
         order: int,
         features: int,
@@ -110,7 +112,8 @@ class Proof:
         self._headers = Headers(waves.ioctx)
         self._like = Likeness(waves.ioctx, self._headers)
         self._stock = stock
-        self._snapshotter = Snapshotter(waves, directory, self._headers, stock, features)
+        self._snapshotter = Snapshotter(waves, directory, self._headers, stock, clearing, features)
+        self._clearing = clearing
         self._order = order
         self._features = features
         self._stop = stop
@@ -262,7 +265,7 @@ class Proof:
         outcome = self._snapshotter.create(source)
         if outcome is not Outcome.MADE:
             raise DifferenceError(f"a direct snapshot was {outcome.value}")
-        self._snapshotter.flush()
+        self._clearing.flush()
         return self._headers.snap_seq(image_id)
 
     def _clone_live(self, pairs: list[_Pair]) -> None:

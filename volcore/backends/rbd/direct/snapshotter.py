@@ -10,10 +10,10 @@ giving back of that lock changes the header's version. So:
 3. add the snapshot, if the header still has the version, and tell whoever watches by now;
 4. mark in the object map that all of it is older than the snapshot, if the map is still that one.
 
-When 3 is done and nobody watched, the snapshot is there, and 4 goes behind the answer: without it
-a diff from this snapshot tells of more objects than have changed, never of fewer. A client that
-came in between was told before it could write, if the map is still as it was at 4; else the
-snapshot is taken back.
+When 3 is done and nobody watched, the snapshot is there, and 4 goes behind the answer: until then a
+diff from this snapshot tells of more objects than have changed, never of fewer, and `clearing` sees
+to it that it is done. A client that came in between was told before it could write, if the map is
+still as it was at 4; else the snapshot is taken back.
 
 Whoever watches is found by a notification, librbd's own for a changed header; who holds the lock is
 found before, and left alone.
@@ -32,10 +32,11 @@ from typing import Any, Final
 
 from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct import family, wire
+from volcore.backends.rbd.direct.clearing import Clearing
 from volcore.backends.rbd.direct.facts import Facts, is_usual_row
 from volcore.backends.rbd.direct.plan import header_object, map_object
 from volcore.backends.rbd.direct.stock import Stock
-from volcore.backends.rbd.direct.waves import Pending, Reply, Waves, Write, calling
+from volcore.backends.rbd.direct.waves import Reply, Waves, Write, calling
 from volcore.backends.rbd.directory import OBJECT_NAME, Directory
 from volcore.backends.rbd.errmap import error_of_code, translated
 from volcore.backends.rbd.header import Headers
@@ -120,17 +121,23 @@ class Snapshotter:
     """
 
     def __init__(
-        self, waves: Waves, directory: Directory, headers: Headers, stock: Stock, features: int
+        self,
+        waves: Waves,
+        directory: Directory,
+        headers: Headers,
+        stock: Stock,
+        clearing: Clearing,
+        features: int,
     ) -> None:
         self._waves = waves
         self._ioctx = waves.ioctx
         self._directory = directory
         self._headers = headers
         self._stock = stock
+        self._clearing = clearing
         self._features = features
         self._lock = threading.Lock()
         self._busy: set[int] = set()
-        self._behind: list[Pending] = []
 
     def create(self, source: Source, *, note: Callable[[Facts], None] = lambda _: None) -> Outcome:
         """Make a snapshot; at return it is durable, or nothing was made, unless DOUBTFUL.
@@ -164,19 +171,12 @@ class Snapshotter:
         except _NumberTooLowError:
             return Outcome.REFUSED
 
-    def flush(self) -> None:
-        """Return when no write behind an answer is under way."""
-        with self._lock:
-            behind, self._behind = self._behind, []
-        for pending in behind:
-            pending.wait()
-
     def settle(self) -> None:
         """Delete what snapshots cut short have left; each was made or was not. Idempotent.
 
-        A number that was not used goes back to the monitors: up to a second for each.
+        A number that was not used goes back to the monitors: up to a second for each. That a map
+        is cleared which was not follows.
         """
-        self.flush()
         for snap, image_id in list(self._directory.numbers()):
             with self._lock:
                 busy = snap in self._busy
@@ -188,10 +188,12 @@ class Snapshotter:
         if not self._is_made(image_id, snap):
             # A write that is still under way asserts a version which the header then has no more.
             self._run(calling(header_object(image_id), "set_modify_timestamp", b""), -errno.ENOENT)
-            if not self._is_made(image_id, snap):
-                self._run(Write(_copy_object(image_id, snap), _remove), -errno.ENOENT)
-                self._stock.give_back(snap)
-        self._run(self._dropping(snap))
+        if self._is_made(image_id, snap):
+            self._clearing.mend(snap, image_id)
+            return
+        self._run(Write(map_object(image_id, snap), _remove), -errno.ENOENT)
+        self._stock.give_back(snap)
+        self._directory.drop_numbers([snap])
 
     def _is_made(self, image_id: str, snap: int) -> bool:
         """Return whether the image has a snapshot with that number."""
@@ -216,8 +218,10 @@ class Snapshotter:
                 self._take_back(steps, source.image_id, snap)
             with self._lock:
                 self._busy.discard(snap)
-        if outcome is not Outcome.REFUSED:
-            self._finish(steps, snap)
+        if steps.last is not None:
+            self._clearing.add(snap, source.image_id, self._waves.send(steps.last))
+        elif outcome is not Outcome.REFUSED:
+            self._clearing.mend(snap, source.image_id)
         if outcome is Outcome.MADE and steps.facts is not None:
             note(steps.facts)
         return outcome
@@ -232,22 +236,10 @@ class Snapshotter:
     def _take_back(self, steps: "_Steps", image_id: str, snap: int) -> None:
         """Undo what there is of a snapshot that was not made."""
         if steps.is_copied:
-            self._run(Write(_copy_object(image_id, snap), _remove), -errno.ENOENT)
+            self._run(Write(map_object(image_id, snap), _remove), -errno.ENOENT)
         if steps.is_reserved:
             self._directory.restore_number(snap, image_id)
         self._stock.put_back(snap)
-
-    def _finish(self, steps: "_Steps", snap: int) -> None:
-        """Start the writes behind the answer."""
-        sent = [self._waves.send(self._dropping(snap))]
-        if steps.last is not None:
-            sent.append(self._waves.send(steps.last))
-        with self._lock:
-            self._behind = [pending for pending in self._behind if not pending.is_done] + sent
-
-    def _dropping(self, snap: int) -> Write:
-        """Return the write that deletes a number's row."""
-        return Write(OBJECT_NAME, lambda op: self._directory.dropping_number(op, snap))
 
     def _run(self, write: Write, *accepted: int) -> None:
         """Do one write."""
@@ -371,7 +363,7 @@ class _Steps:
         """Do step 2; return the map's version, None if somebody has the image open."""
         locking = self._ask_lock()
         watching = self._waves.notify(self._header_name, wire.HEADER_UPDATE)
-        name = _copy_object(self._source.image_id, self._snap)
+        name = map_object(self._source.image_id, self._snap)
         found: list[tuple[bytes, int]] = []
         self.is_copied = True
 
@@ -486,11 +478,6 @@ def is_locked(reply: Reply) -> bool:
     """Return whether somebody holds the lock, or may."""
     code, found = reply.wait()
     return code < 0 or wire.lockers(found[0]) > 0
-
-
-def _copy_object(image_id: str, snap: int) -> str:
-    """Return the name of a snapshot's object map."""
-    return f"{map_object(image_id)}.{snap:016x}"
 
 
 def _remove(op: Any) -> None:

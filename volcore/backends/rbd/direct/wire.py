@@ -10,6 +10,7 @@ src/common/bit_vector.hpp.
 
 import struct
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -33,6 +34,8 @@ LOCK_QUESTION: Final = b"\x01\x01\x0c\0\0\0\x08\0\0\0rbd_lock"
 _ALL_ONES: Final = 0xFFFFFFFF
 _MAP_HEAD_BYTES: Final = 18
 """Of an object map before its states: length, struct header, count of objects."""
+_WRITTEN: Final = 0b01
+_UNCHANGED: Final = 0b11
 _CLEAN: Final = bytes(states | (states & 0x55) << 1 for states in range(256))
 """Four states of two bits each, as they are after a snapshot: 01, written, becomes 11, clean."""
 
@@ -128,6 +131,19 @@ def mapped_objects(object_map: bytes) -> int:
     if len(object_map) < _MAP_HEAD_BYTES:
         return -1
     return int(struct.unpack_from("<Q", object_map, 10)[0])
+
+
+def written_objects(object_map: bytes) -> Iterator[int]:
+    """Yield the numbers of the objects that a map calls written since the snapshot before."""
+    states = object_map[_MAP_HEAD_BYTES : _MAP_HEAD_BYTES - (-mapped_objects(object_map) // 4)]
+    for at, four in enumerate(states):
+        if four:
+            yield from (4 * at + n for n in range(4) if four >> 6 - 2 * n & 3 == _WRITTEN)
+
+
+def written_to_clean(start: int, end: int) -> bytes:
+    """Return the argument of `object_map_update` for objects from `start` until before `end`."""
+    return struct.pack("<QQBBB", start, end, _UNCHANGED, 1, _WRITTEN)
 
 
 def is_unwritten(now: bytes, then: bytes) -> bool:
