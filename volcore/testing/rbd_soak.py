@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from volcore.backends.rbd.direct.family import is_sibling
 from volcore.backends.rbd.opening import settled
+from volcore.errors import VolcoreError
 from volcore.testing.cluster import CephAccess, CephCluster
 from volcore.testing.rbd_judge import Disk, Judge
 from volcore.testing.rbd_soak_callers import IMAGE_BYTES, IMAGES, STEP_BYTES, Caller, World
@@ -159,7 +160,13 @@ class Soak:
         """Check the pool over and over: whatever is under way, there is nothing to find."""
         try:
             while not world.stopped.is_set():
-                found = repeated(partial(client.check_pool, "pools/p", objects=True))
+                try:
+                    found = client.check_pool("pools/p", objects=True)
+                except VolcoreError as err:  # cut off by a kill, which may be sooner than its end
+                    if not err.retryable:
+                        raise
+                    world.stopped.wait(POLL_S)
+                    continue
                 for fault in found.faults:
                     world.fail(f"a check of the busy pool: {fault.kind} {fault.concerns}")
                 self.report.checks += 1
