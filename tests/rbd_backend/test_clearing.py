@@ -15,6 +15,7 @@ from rbd_backend.test_direct_snapshots import (
 from rbd_backend.test_revert import chunks_in
 from volcore.backends.rbd.direct import clearing, snapshotter, wire
 from volcore.backends.rbd.direct.clearing import Clearing
+from volcore.backends.rbd.direct.plan import map_object
 from volcore.errors import UnavailableError
 from volcore.limits import MIB
 from volcore.testing.device_contract import put
@@ -147,4 +148,24 @@ def test_a_writer_in_between(volume, ceph_cluster, ceph_pool, monkeypatch, batch
     assert len(looks) > 2
     assert changed(ceph_cluster, ceph_pool, fast=False) == {2, 600}
     assert changed(ceph_cluster, ceph_pool, fast=True) == {2, 600}
+    check_object_maps(ceph_cluster, ceph_pool, "v")
+
+
+def test_a_deletion_cut_off(volume, ceph_cluster, ceph_pool):
+    """Goal: no change since the snapshot before is lost. Method: what a dying librbd leaves.
+
+    It adds the map of a deleted snapshot to that of the next, deletes it, and then the snapshot.
+    """
+    import rbd
+
+    session = volume._session()
+    image_id = session.headers.image_id("v")
+    (snap,) = session.headers.snaps(image_id)
+    session.ioctx.remove_object(map_object(image_id, snap))
+    volume.collect()
+    check_cleared(volume)
+    object_map = session.ioctx.read(map_object(image_id), MIB)
+    assert tuple(wire.written_objects(object_map)) == WRITTEN
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx, rbd.Image(ioctx, "v") as image:
+        image.remove_snap("s3")
     check_object_maps(ceph_cluster, ceph_pool, "v")

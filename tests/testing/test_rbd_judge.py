@@ -238,3 +238,20 @@ def test_pieces(offset):
     whole = b"".join(disk.piece(at, 4 * MIB) for at in range(0, SIZE, 4 * MIB))
     assert whole[offset : offset + BLOCK_SIZE_BYTES] == bytes([5]) * BLOCK_SIZE_BYTES
     assert whole.count(0) == SIZE - BLOCK_SIZE_BYTES
+
+
+def test_what_librbd_marks_needlessly(ceph_cluster, ceph_pool):
+    """Goal: a map that librbd alone has made so is no finding. Method: zeroes past object ends."""
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        import rbd
+
+        for name in ("known", "unknown"):
+            rbd.RBD().create(ioctx, name, SIZE, old_format=False, features=61)
+            with rbd.Image(ioctx, name) as image:
+                image.write(b"something", 0)
+                image.create_snap("s")
+                image.write_zeroes(MIB, BLOCK_SIZE_BYTES)
+        judge = Judge(ioctx, ceph_cluster.conf_path, ceph_pool)
+        disks = {"known": Disk(SIZE, {}, zeroed={0}), "unknown": Disk(SIZE, {}, zeroed={1})}
+        (finding,) = judge.tools(disks)
+    assert finding.startswith("unknown: rbd object-map check")

@@ -44,6 +44,8 @@ class Model:
     tags: dict[int, int]
     snapshots: dict[str, tuple[str, Disk]] = field(default_factory=dict)
     """Name to the backend's name and content."""
+    zeroed: set[int] = field(default_factory=set)
+    """See `Disk.zeroed`."""
     history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     def frozen(self) -> Disk:
@@ -52,7 +54,7 @@ class Model:
 
     def disk(self) -> Disk:
         """Return what the judge shall find."""
-        return Disk(self.size_bytes, dict(self.tags), dict(self.snapshots.values()))
+        return Disk(self.size_bytes, dict(self.tags), dict(self.snapshots.values()), self.zeroed)
 
 
 class World:
@@ -278,10 +280,14 @@ class Caller(Worker):
             model.tags[offset] = tag
         elif choice < 0.9:
             image.write_zeroes(offset, BLOCK_SIZE_BYTES)
+            model.zeroed.add(offset // PIECE_BYTES)
             model.tags.pop(offset, None)
         else:
             offset -= offset % PIECE_BYTES
-            image.discard(offset, min(PIECE_BYTES, model.size_bytes - offset))
+            length = min(PIECE_BYTES, model.size_bytes - offset)
+            image.discard(offset, length)
+            if length < PIECE_BYTES:
+                model.zeroed.add(offset // PIECE_BYTES)
             for at in range(offset, offset + PIECE_BYTES, STEP_BYTES):
                 model.tags.pop(at, None)
 

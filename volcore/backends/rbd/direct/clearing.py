@@ -9,8 +9,8 @@ clean.
 
 Nobody may write meanwhile. Who writes holds the header's lock, and locks the map right after taking
 it, which changes the map's version: so the lock must be free after a look at that version, and each
-change asserts it. If a newer snapshot has taken the map over, its copy is mended; that nobody
-writes to. A direct snapshot in the making, which copies the map, is kept out by `alone`.
+change asserts it. If a newer snapshot has taken the map over, its copy is mended. A direct snapshot
+in the making, which copies the map, is kept out by `alone`.
 """
 
 import errno
@@ -138,6 +138,10 @@ class Clearing:
     def _mend(self, image_id: str, snap: int) -> bool:
         """Mark as clean what was not written since a snapshot; return whether that is done.
 
+        A snapshot that is being deleted has added its map to the next one's: what that says was
+        written must stay marked. Who deletes has the lock; who died of it leaves no map, or one
+        that will be added again.
+
         Complexity: two requests for each object that the map calls written.
         """
         try:
@@ -146,14 +150,16 @@ class Clearing:
             if volume_id is None or snap not in snaps:
                 return True
             later = min((one for one in snaps if one > snap), default=None)
-            name = map_object(image_id, later)
+            name, own_name = map_object(image_id, later), map_object(image_id, snap)
             with translated(f"read {name}"), self._waves.ioctx.dup() as ioctx:
                 object_map = ioctx.read(name, _MAP_BYTES_MAX)
                 version = int(ioctx.get_last_version())
-        except NotFoundError:  # the image has gone, or has no map
+            if self._is_locked(image_id):
+                return False
+            with translated(f"look at {own_name}"):
+                self._waves.ioctx.stat(own_name)
+        except NotFoundError:  # the image, or one of the maps
             return True
-        if later is None and self._is_locked(image_id):
-            return False
         written = wire.written_objects(object_map)
         while batch := list(islice(written, _OBJECTS_AT_ONCE)):
             clean = self._unwritten(image_id, batch, snap, later)
