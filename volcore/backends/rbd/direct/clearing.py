@@ -30,15 +30,12 @@ from volcore.backends.rbd.directory import Directory
 from volcore.backends.rbd.errmap import ceph_errors, errno_of, error_of, translated
 from volcore.backends.rbd.header import Headers
 from volcore.errors import NotFoundError, VolcoreError
-from volcore.limits import CHUNK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX
 
 RETRY_S: Final = 10.0
 """Between two tries to mend the map of an image that somebody has open."""
 _OBJECTS_AT_ONCE: Final = 256
 """Objects that are looked at, then marked; who wants a snapshot waits while they are marked."""
 _LOOKS_AT_ONCE: Final = 8
-_MAP_BYTES_MAX: Final = VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES // 4 * 2
-"""More than the largest map with its checksums."""
 _CHANGED: Final = (errno.ERANGE, errno.EOVERFLOW, errno.ENOENT)
 """What an assertion of a version fails with, or finds no map any more."""
 _LOG: Final = logging.getLogger(__name__)
@@ -152,7 +149,7 @@ class Clearing:
             later = min((one for one in snaps if one > snap), default=None)
             name, own_name = map_object(image_id, later), map_object(image_id, snap)
             with translated(f"read {name}"), self._waves.ioctx.dup() as ioctx:
-                object_map = ioctx.read(name, _MAP_BYTES_MAX)
+                object_map = ioctx.read(name, wire.MAP_BYTES_MAX)
                 version = int(ioctx.get_last_version())
             if self._is_locked(image_id):
                 return False

@@ -52,7 +52,6 @@ from volcore.limits import (
     CHUNK_SIZE_BYTES,
     RBD_DEPTH_MAX,
     SNAPSHOTS_PER_VOLUME_MAX,
-    VOLUME_SIZE_BYTES_MAX,
 )
 
 _ATTEMPTS: Final = 4
@@ -61,8 +60,6 @@ OPENERS_S: Final = 0.005
 """From the snapshot to the word of it: librbd reads a header first and watches it then, and who
 reads it just before the snapshot must watch by that time; measured in docs/design/0011."""
 _PAGE_ROWS: Final = 1000
-_MAP_BYTES_MAX: Final = VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES // 4 * 2
-"""More than the largest map with its checksums."""
 _STALE: Final = -errno.ESTALE
 _CHANGED: Final = (-errno.ERANGE, -errno.EOVERFLOW)
 """What an assertion of a version fails with."""
@@ -308,7 +305,7 @@ class _Steps:
     def _look(self) -> tuple[_Header | None, bytes]:
         """Do step 1; the header is None when somebody writes to the image."""
         locking = self._ask_lock()
-        reading = self._waves.read(self._map_name, _MAP_BYTES_MAX)
+        reading = self._waves.read(self._map_name, wire.MAP_BYTES_MAX)
         rows = [] if self.is_reserved else [Write(OBJECT_NAME, self._fill_row)]
         self.is_reserved = True
         found: list[_Header] = []
@@ -403,7 +400,7 @@ class _Steps:
     def _map(self) -> tuple[bytes, int]:
         """Read the object map and its version."""
         with translated(f"read {self._map_name}"), self._waves.ioctx.dup() as ioctx:
-            return ioctx.read(self._map_name, _MAP_BYTES_MAX), int(ioctx.get_last_version())
+            return ioctx.read(self._map_name, wire.MAP_BYTES_MAX), int(ioctx.get_last_version())
 
     def _add(self, version: int) -> int | None:
         """Do step 3; return how many clients were told of it, None if some did not answer."""

@@ -16,6 +16,7 @@ from typing import Final
 
 from volcore.backends.rbd.header import OWNER_KEY
 from volcore.kernels.crc32c import crc32c
+from volcore.limits import CHUNK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX
 
 OPERATIONS: Final = 256
 """Feature bit: the header has a row `op_features`."""
@@ -25,6 +26,9 @@ CLONE_CHILD: Final = 2
 """Bit of `op_features` of a clone of format 2."""
 MAP_BLOCK_BYTES: Final = 4096
 """Part of an object map that has a checksum of its own."""
+
+MAP_BYTES_MAX: Final = VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES // 4 * 2
+"""More than the largest object map with its checksums."""
 
 HEADER_UPDATE: Final = "\x07\x01\x04\0\0\0\x03\0\0\0"
 """What librbd tells those who watch a header that has changed."""
