@@ -103,9 +103,12 @@ def test_storage_comes_and_goes(frail_cluster, short_directory):
         assert {status for one in others if one.service != "pools/p" for status in one.said} == {1}
 
         fence(cluster, "one")
+        deadline_s = time.monotonic() + WITHIN_S
+        while "POOL_LOCKED" not in first.log():
+            assert time.monotonic() < deadline_s, first.log()
+            time.sleep(0.02)
         for one in mine:
             one.becomes(False)
-        assert "POOL_LOCKED" in first.log()
         before = len(others[0].said)
         assert second.stop() == 0
         assert others[0].said[before:] == [2]
