@@ -255,3 +255,4 @@ def test_what_librbd_marks_needlessly(ceph_cluster, ceph_pool):
         disks = {"known": Disk(SIZE, {}, zeroed={0}), "unknown": Disk(SIZE, {}, zeroed={1})}
         (finding,) = judge.tools(disks)
     assert finding.startswith("unknown: rbd object-map check")
+    assert judge.needless_marks == 1

@@ -84,6 +84,8 @@ class Judge:
         self._ioctx = ioctx
         self._conf_path = conf_path
         self._pool = pool
+        self.needless_marks = 0
+        """Objects that `tools` has let pass: see `Disk.zeroed`."""
 
     def structure(self, ours: Iterable[str], foreign: Iterable[str] = ()) -> list[str]:
         """Return findings about names, links, trash and objects that belong to nobody.
@@ -135,6 +137,7 @@ class Judge:
     def tools(self, disks: Mapping[str, Disk]) -> list[str]:
         """Return findings of `rbd`: list, describe, measure, and check every object map."""
         findings = []
+        needless: list[int] = []
         listed = json.loads(self._tool("ls", "--format", "json"))
         if sorted(listed) != sorted(disks):
             findings.append(f"rbd ls: shows {len(listed)} images of {len(disks)}")
@@ -152,11 +155,10 @@ class Judge:
                 if "object-map" in found["features"]:
                     # It tells what is wrong on the error stream, and ends with 0 all the same.
                     said = self._tool("object-map", "check", "--no-progress", name, errors=True)
-                    faults = [
-                        line
-                        for line in said.splitlines()
-                        if "rror" in line and _needlessly_marked(line) not in disks[name].zeroed
-                    ]
+                    lines = [line for line in said.splitlines() if "rror" in line]
+                    zeroed = disks[name].zeroed
+                    faults = [line for line in lines if _needlessly_marked(line) not in zeroed]
+                    needless.append(len(lines) - len(faults))
                     bad += [f"{name}: rbd object-map check: {faults}"] if faults else []
             except ToolError as err:
                 return [f"{name}: {err}"]
@@ -165,6 +167,7 @@ class Judge:
         with ThreadPoolExecutor(_TOOL_THREADS) as pool:
             for found in pool.map(check, sorted(disks)):
                 findings += found
+        self.needless_marks = sum(needless)
         return findings
 
     def _tool(self, *words: str, errors: bool = False) -> str:

@@ -72,6 +72,8 @@ class Report:
     siblings: int = 0
     """Of the snapshots of images."""
     foreign: int = 0
+    needless_marks: int = 0
+    """Objects that librbd calls written although its zeroes changed nothing, see `Disk.zeroed`."""
     failures: list[str] = field(default_factory=list)
 
 
@@ -235,6 +237,7 @@ class Soak:
             for found in pool.map(lambda name: judge.content(name, disks[name]), sorted(disks)):
                 failures += found
         failures += judge.tools(disks)
+        self.report.needless_marks = judge.needless_marks
         by_image = {model.image: model for model in models.values()}
         for text in list(failures):
             if (model := by_image.get(text.partition(":")[0].partition("@")[0])) is not None:
