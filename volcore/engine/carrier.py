@@ -73,6 +73,7 @@ class Carrier:
         self._due_s = 0.0
         """When those are compared again."""
         self._running = False
+        self._has_failed = False
         self._is_idle = False
         """Whether the thread must be woken; else it looks by itself, and takes no processor."""
         self._hasty = 0
@@ -124,10 +125,12 @@ class Carrier:
             try:
                 if not self._changed.wait_for(lambda: not self._running, timeout_s):
                     return False
-                self._due_s = 0.0  # what was being made a moment ago is looked at again
+                self._subjects |= self._later  # it was being made a moment ago
+                self._later = {}
                 self._changed.notify_all()
                 left_s = until_s - time.monotonic()
-                return self._changed.wait_for(lambda: not self._is_busy(), left_s)
+                done = self._changed.wait_for(lambda: not self._is_busy(), left_s)
+                return done and not self._has_failed
             finally:
                 self._hasty -= 1
 
@@ -140,14 +143,8 @@ class Carrier:
             self._thread.join()
 
     def _is_busy(self) -> bool:
-        waits = self._later and self._due_s == 0.0
         return bool(
-            self._subjects
-            or self._others
-            or self._dropped
-            or self._is_listing
-            or self._running
-            or waits
+            self._subjects or self._others or self._dropped or self._is_listing or self._running
         )
 
     def _wake(self) -> None:
@@ -185,6 +182,7 @@ class Carrier:
                         self._dropped |= dropped
                         self._is_listing |= is_listing
                 self._running = False
+                self._has_failed = failures > 0
                 self._changed.notify_all()
                 if failures:
                     self._pause(pause_s)
