@@ -67,6 +67,7 @@ class Clearing:
         self._headers = headers
         self._alone = alone
         self._changed = threading.Condition()
+        self._ending = threading.Lock()
         self._left: dict[int, tuple[str, Pending | None]] = {}
         """Number to image, and to step 4 if it was sent."""
         self._fresh = False
@@ -93,11 +94,11 @@ class Clearing:
                 self._thread.start()
 
     def flush(self) -> None:
-        """Return when no step 4 that was added before is under way."""
+        """Return when nothing that was added before is under way, but what is to be mended."""
         with self._changed:
-            sent = [last for _, last in self._left.values() if last is not None]
-        for last in sent:
-            last.wait()
+            left = dict(self._left)
+        with suppress(VolcoreError):
+            self._end([snap for snap, (_, last) in left.items() if _was_done(last)])
 
     def close(self) -> None:
         """End; the row of a number whose map is yet to be mended stays. Idempotent."""
@@ -127,10 +128,13 @@ class Clearing:
 
     def _end(self, snaps: list[int]) -> None:
         """Forget these numbers, and delete their rows."""
-        self._directory.drop_numbers(snaps)
-        with self._changed:
-            for snap in snaps:
-                self._left.pop(snap, None)
+        with self._ending:
+            with self._changed:
+                snaps = [snap for snap in snaps if snap in self._left]
+            self._directory.drop_numbers(snaps)
+            with self._changed:
+                for snap in snaps:
+                    self._left.pop(snap, None)
 
     def _mend(self, image_id: str, snap: int) -> bool:
         """Mark as clean what was not written since a snapshot; return whether that is done.
