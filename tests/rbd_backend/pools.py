@@ -115,8 +115,11 @@ def check_object_maps(access: CephAccess, pool: str, image: str) -> None:
     with raw_pool(access, pool) as ioctx:
         import rbd
 
-        with rbd.Image(ioctx, image, read_only=True) as opened_image:
+        with rbd.Image(ioctx, image) as opened_image:
             snapshots = [one["name"] for one in opened_image.list_snaps() if not one["namespace"]]
+            for snapshot in (None, *snapshots):
+                opened_image.set_snap(snapshot)
+                assert not opened_image.flags(), (image, snapshot)
     for spec in (image, *(f"{image}@{snapshot}" for snapshot in snapshots)):
         words = ["--pool", pool, "object-map", "check", "--no-progress", spec]
         done = looked(["rbd", "--conf", str(access.conf_path)], *words)

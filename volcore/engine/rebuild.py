@@ -118,8 +118,8 @@ def _flush(at: Pool) -> None:
     assert at.carrier is not None
     if not at.carrier.flush(FLUSH_TIMEOUT_S):
         raise UnavailableError(
-            f"pool {at.name!r} is changed faster than its storage takes the records; repeat the "
-            "call when less is going on",
+            f"the storage of pool {at.name!r} has not taken all records that were changed: it "
+            "failed, which the log tells, or much is going on; repeat the call later",
             reason=Reason.OPERATION_PENDING,
             retryable=True,
         )

@@ -9,8 +9,11 @@ clean.
 
 Nobody may write meanwhile. Who writes holds the header's lock, and locks the map right after taking
 it, which changes the map's version: so the lock must be free after a look at that version, and each
-change asserts it. If a newer snapshot has taken the map over, its copy is mended. A direct snapshot
-in the making, which copies the map, is kept out by `alone`.
+change asserts it. A direct snapshot in the making, which copies the map, is kept out by `alone`.
+
+A newer snapshot has taken the map over: its copy goes on telling of too much. Nobody locks such a
+copy, and a deletion that adds another snapshot's map to it may leave it as it is, version and all;
+to mark then would hide changes.
 """
 
 import errno
@@ -139,7 +142,7 @@ class Clearing:
     def _mend(self, image_id: str, snap: int) -> bool:
         """Mark as clean what was not written since a snapshot; return whether that is done.
 
-        A snapshot that is being deleted has added its map to the next one's: what that says was
+        A snapshot that is being deleted has added its map to the image's: what that says was
         written must stay marked. Who deletes has the lock; who died of it leaves no map, or one
         that will be added again.
 
@@ -148,10 +151,9 @@ class Clearing:
         try:
             volume_id = self._headers.owner(image_id)
             snaps = self._headers.snaps(image_id)
-            if volume_id is None or snap not in snaps:
+            if volume_id is None or snap != max(snaps, default=None):
                 return True
-            later = min((one for one in snaps if one > snap), default=None)
-            name, own_name = map_object(image_id, later), map_object(image_id, snap)
+            name, own_name = map_object(image_id), map_object(image_id, snap)
             with translated(f"read {name}"), self._waves.ioctx.dup() as ioctx:
                 object_map = ioctx.read(name, wire.MAP_BYTES_MAX)
                 version = int(ioctx.get_last_version())
@@ -163,7 +165,7 @@ class Clearing:
             return True
         written = wire.written_objects(object_map)
         while batch := list(islice(written, _OBJECTS_AT_ONCE)):
-            clean = self._unwritten(image_id, batch, snap, later)
+            clean = self._unwritten(image_id, batch, snap)
             with self._alone(volume_id):
                 if self._closed or self._headers.snaps(image_id) != snaps:
                     return False
@@ -179,16 +181,12 @@ class Clearing:
         code, found = locking.wait()
         return code < 0 or wire.lockers(found[0]) > 0
 
-    def _unwritten(
-        self, image_id: str, numbers: Sequence[int], snap: int, later: int | None
-    ) -> list[int]:
-        """Return those objects that are the same at a snapshot and at a later one or now."""
+    def _unwritten(self, image_id: str, numbers: Sequence[int], snap: int) -> list[int]:
+        """Return those objects that are the same at a snapshot and now."""
 
         def look(part: Sequence[int]) -> list[int]:
             with self._waves.ioctx.dup() as then, self._waves.ioctx.dup() as now:
                 then.set_read(snap)
-                if later is not None:
-                    now.set_read(later)
                 names = [(number, data_object(image_id, number)) for number in part]
                 return [
                     number
@@ -210,7 +208,11 @@ class Clearing:
             for start, end in _runs(clean):
                 with bindings().rados.WriteOpCtx() as op:
                     op.assert_version(version)
-                    op.execute("rbd", "object_map_update", wire.written_to_clean(start, end))
+                    op.execute(
+                        "rbd",
+                        "object_map_update",
+                        wire.marking(start, end, wire.EXISTS_CLEAN, was=wire.EXISTS),
+                    )
                     try:
                         ioctx.operate_write_op(op, name)
                     except ceph_errors() as err:

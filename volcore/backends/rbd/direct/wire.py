@@ -27,6 +27,12 @@ CLONE_CHILD: Final = 2
 MAP_BLOCK_BYTES: Final = 4096
 """Part of an object map that has a checksum of its own."""
 
+NONEXISTENT: Final = 0b00
+"""In an object map: there is no such object."""
+EXISTS: Final = 0b01
+"""It is there, and was written since the snapshot before."""
+EXISTS_CLEAN: Final = 0b11
+"""It is there, and was not."""
 MAP_BYTES_MAX: Final = VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES // 4 * 2
 """More than the largest object map with its checksums."""
 
@@ -38,8 +44,6 @@ LOCK_QUESTION: Final = b"\x01\x01\x0c\0\0\0\x08\0\0\0rbd_lock"
 _ALL_ONES: Final = 0xFFFFFFFF
 _MAP_HEAD_BYTES: Final = 18
 """Of an object map before its states: length, struct header, count of objects."""
-_WRITTEN: Final = 0b01
-_UNCHANGED: Final = 0b11
 _CLEAN: Final = bytes(states | (states & 0x55) << 1 for states in range(256))
 """Four states of two bits each, as they are after a snapshot: 01, written, becomes 11, clean."""
 
@@ -142,12 +146,15 @@ def written_objects(object_map: bytes) -> Iterator[int]:
     states = object_map[_MAP_HEAD_BYTES : _MAP_HEAD_BYTES - (-mapped_objects(object_map) // 4)]
     for at, four in enumerate(states):
         if four:
-            yield from (4 * at + n for n in range(4) if four >> 6 - 2 * n & 3 == _WRITTEN)
+            yield from (4 * at + n for n in range(4) if four >> 6 - 2 * n & 3 == EXISTS)
 
 
-def written_to_clean(start: int, end: int) -> bytes:
-    """Return the argument of `object_map_update` for objects from `start` until before `end`."""
-    return struct.pack("<QQBBB", start, end, _UNCHANGED, 1, _WRITTEN)
+def marking(start: int, end: int, state: int, *, was: int) -> bytes:
+    """Return the argument of `object_map_update` for objects from `start` until before `end`.
+
+    Of these, it changes those that are in the state `was`.
+    """
+    return struct.pack("<QQBBB", start, end, state, 1, was)
 
 
 def is_unwritten(now: bytes, then: bytes) -> bool:
