@@ -1,12 +1,13 @@
 """Goal: a diff is exact. Method: random layers, reverted and cloned; compare with full reads."""
 
+import itertools
 import random
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from volcore.backends.local import LocalBackend, LocalStore
@@ -34,6 +35,7 @@ _steps = st.lists(
 @pytest.mark.timeout(300)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(_steps, st.integers(0, 9), st.integers(0, 9))
+@example([("s", 0, 0), ("w", 0, 1), ("s", 0, 0), ("w", 1, 1)], 0, 2)  # neighbours in two layers
 def test_diff_is_exact(steps, first, second):
     place = Path(tempfile.mkdtemp(prefix="volcore-", dir=QUICK))
     backend = LocalBackend(LocalStore.open(place))
@@ -74,8 +76,13 @@ def change(backend, how, where, count, number):
 
 
 def compare(backend, source, target):
-    """Every changed block is in the diff, none twice; what is not DATA in it reads as zeroes."""
+    """Every changed block is in the diff, none twice; what is not DATA in it reads as zeroes.
+
+    Neighbours of one kind are one extent.
+    """
     extents = backend.diff("v", source, target)
+    for one, other in itertools.pairwise(extents):
+        assert (one.end_bytes, one.kind) != (other.offset_bytes, other.kind)
     with backend.open_device("v", target, read_only=True) as device:
         new = device.read(0, SIZE)
     old = bytes(SIZE)

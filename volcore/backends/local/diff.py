@@ -15,8 +15,8 @@ from volcore.kernels import chunkmap
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
 from volcore.model.extent import Extent, ExtentKind, chunk_count
 
-Run = tuple[int, int, int]
-"""(offset in bytes, length in bytes, DATA or ZERO)."""
+BlockRun = tuple[int, int, int]
+"""(first block in its chunk, block count, block state)."""
 _UNRESOLVED: Final = array("H", [chunkmap.UNRESOLVED]) * CHUNK_BLOCKS
 _KINDS: Final = (ExtentKind.ABSENT, ExtentKind.DATA, ExtentKind.ZERO)
 _MAKE: Final = partial(tuple.__new__, Extent)
@@ -44,19 +44,17 @@ def diff_points(layers: Layers, source: PointRow | None, target: PointRow) -> li
         for chunk, layer_id, brief, _ in tops.values()
         if brief is not None and layer_id in rank
     ]
-    runs: list[Run] = [
-        (chunk * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES, state)
+    changed = {
+        chunk: [_MAKE((chunk * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES, _KINDS[state]))]
         for (_, chunk, _), state in zip(proven, read_briefs(proven), strict=True)
         if state != chunkmap.ABSENT
-    ]
-    if len(runs) < len(tops):
-        decided = {offset // CHUNK_SIZE_BYTES for offset, _, _ in runs}
+    }
+    if len(changed) < len(tops):
         mixed = {
-            chunk: [row[3], *others[chunk]] for chunk, row in tops.items() if chunk not in decided
+            chunk: [row[3], *others[chunk]] for chunk, row in tops.items() if chunk not in changed
         }
-        runs += _mixed_runs(layers, mixed, rank, common)
-        runs.sort()
-    return _extents(runs, with_zeroes=source is not None, size_bytes=target.size_bytes)
+        changed |= _mixed(layers, mixed, rank, common)
+    return _joined(changed, with_zeroes=source is not None, size_bytes=target.size_bytes)
 
 
 def append_extent(
@@ -86,36 +84,39 @@ def _topmost(
     return tops, others
 
 
-def _mixed_runs(
+def _mixed(
     layers: Layers, mixed: dict[int, list[int]], rank: dict[int, int], common: list[int]
-) -> list[Run]:
-    """Return the runs of the chunks whose pages have to be looked at."""
+) -> dict[int, list[Extent]]:
+    """Return the extents of each chunk whose pages have to be looked at.
+
+    Of one chunk after the other: garbage collection looks at all that is there.
+    """
     pages: defaultdict[int, list[Page]] = defaultdict(list)
     for page in layers.pages_of_rows(row_id for row_ids in mixed.values() for row_id in row_ids):
         pages[page.chunk_index].append(page)
-    runs: list[Run] = []
+    changed: dict[int, list[Extent]] = {}
     for chunk in mixed:
         own = pages[chunk]
         try:
             if len(own) == 1 and own[0].layer_id in rank:
-                found = chunkmap.state_runs(own[0].states, 0, CHUNK_BLOCKS)
+                runs = chunkmap.state_runs(own[0].states, 0, CHUNK_BLOCKS)
             else:
-                found = _resolved_runs(layers, own, rank, common)
+                runs = _resolved_runs(layers, own, rank, common)
         except ValueError as err:
             raise damaged(own[0].layer_id, chunk) from err
         base = chunk * CHUNK_SIZE_BYTES
-        runs += [
-            (base + first * BLOCK_SIZE_BYTES, count * BLOCK_SIZE_BYTES, state)
-            for first, count, state in found
+        changed[chunk] = [
+            _MAKE((base + first * BLOCK_SIZE_BYTES, count * BLOCK_SIZE_BYTES, _KINDS[state]))
+            for first, count, state in runs
             if state != chunkmap.ABSENT
         ]
-    return runs
+    return changed
 
 
 def _resolved_runs(
     layers: Layers, pages: list[Page], rank: dict[int, int], common: list[int]
-) -> list[tuple[int, int, int]]:
-    """Return (first block, block count, DATA or ZERO) of one chunk's changed blocks."""
+) -> list[BlockRun]:
+    """Return the runs, DATA or ZERO, of one chunk's changed blocks; neighbours differ."""
     changed = bytearray(CHUNK_BLOCKS)
     for page in pages:
         chunkmap.diff(changed, page.states)
@@ -133,19 +134,25 @@ def _resolved_runs(
     ]
 
 
-def _extents(runs: list[Run], *, with_zeroes: bool, size_bytes: int) -> list[Extent]:
-    """Return ascending runs as extents, neighbours of one kind joined, nothing past the end."""
-    joined: list[tuple[int, int, ExtentKind]] = []
-    start = end = kind = 0
-    for offset, length, state in runs:
-        if state == chunkmap.ZERO and not with_zeroes:
-            continue
-        if offset == end and state == kind:
-            end += length
-            continue
-        if end:
-            joined.append((start, end - start, _KINDS[kind]))
-        start, end, kind = offset, offset + length, state
-    if end and start < size_bytes:
-        joined.append((start, min(end, size_bytes) - start, _KINDS[kind]))
-    return list(map(_MAKE, joined))
+def _joined(
+    changed: dict[int, list[Extent]], *, with_zeroes: bool, size_bytes: int
+) -> list[Extent]:
+    """Return the extents of all chunks, ascending, nothing past the end.
+
+    Within a chunk neighbours differ: only its first one may continue what is before it.
+    """
+    extents: list[Extent] = []
+    for chunk in sorted(changed):
+        own = changed[chunk]
+        if not with_zeroes:
+            own = [one for one in own if one[2] is not ExtentKind.ZERO]
+        if own and extents:
+            offset_bytes, length_bytes, kind = own[0]
+            append_extent(extents, offset_bytes=offset_bytes, length_bytes=length_bytes, kind=kind)
+            own = own[1:]
+        extents += own
+    while extents and extents[-1].end_bytes > size_bytes:
+        offset_bytes, _, kind = extents.pop()
+        if offset_bytes < size_bytes:
+            extents.append(Extent(offset_bytes, size_bytes - offset_bytes, kind))
+    return extents
