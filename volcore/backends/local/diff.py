@@ -146,7 +146,7 @@ def _joined(
         own = changed[chunk]
         if not with_zeroes:
             own = [one for one in own if one[2] is not ExtentKind.ZERO]
-        if own and extents:
+        if own and extents and extents[-1].end_bytes == own[0].offset_bytes:
             offset_bytes, length_bytes, kind = own[0]
             append_extent(extents, offset_bytes=offset_bytes, length_bytes=length_bytes, kind=kind)
             own = own[1:]
