@@ -28,7 +28,7 @@ from volcore.backends.local.diff import diff_points
 from volcore.backends.local.durability import Durability
 from volcore.backends.local.files import translated
 from volcore.backends.local.flatten import flatten_once
-from volcore.backends.local.layers import LayerRow, PointRow
+from volcore.backends.local.layers import PointRow
 from volcore.backends.local.openings import Openings
 from volcore.backends.local.pruning import Pruning
 from volcore.backends.local.recovery import settle, settle_left, sweep
@@ -216,25 +216,26 @@ class LocalBackend(VolumeBackend):
         The database's lock keeps two groups from waiting for each other.
         """
         with self._database.transaction():
-            heads = [self._check_snapshot(*member) for member in members]
+            points = [self._check_snapshot(*member) for member in members]
             if len(members) > 1:  # a refusal comes before the first row changes
-                for (volume_id, _), (_, top) in zip(members, heads, strict=True):
-                    self._check_depth(volume_id, top)
+                for (volume_id, _), point in zip(members, points, strict=True):
+                    self._check_depth(volume_id, point.layer_id)
             opened = self._durabilities([volume_id for volume_id, _ in members])
             for one in opened:
                 one.keep_out()
             _side_by_side(Durability.sync_kept_out, opened)
-            for (volume_id, snapshot_id), (point, top) in zip(members, heads, strict=True):
-                layer_id = self._freeze(volume_id, point, top)
-                self._layers.add_snapshot(volume_id, snapshot_id, point, layer_id)
+            for (volume_id, snapshot_id), point in zip(members, points, strict=True):
+                layer_id = self._freeze(volume_id, point)
+                frozen = replace(point, layer_id=layer_id)
+                self._layers.add_snapshot(volume_id, snapshot_id, frozen)
 
-    def _check_snapshot(self, volume_id: str, snapshot_id: str) -> tuple[PointRow, LayerRow]:
+    def _check_snapshot(self, volume_id: str, snapshot_id: str) -> PointRow:
         """Return the volume's head if such a snapshot of it can be made."""
         count = self.caps.snapshots_max
         found = self._layers.find_room(volume_id, snapshot_id, count)
         if found is None:
             raise refusals.volume_missing(volume_id)
-        point, top, is_taken, is_full = found
+        point, is_taken, is_full = found
         if is_taken:
             raise refusals.id_taken(snapshot_id)
         if is_full:
@@ -243,7 +244,7 @@ class LocalBackend(VolumeBackend):
                 reason=Reason.TOO_MANY_SNAPSHOTS,
                 volume=volume_id,
             )
-        return point, top
+        return point
 
     def sync_ahead(self, volume_ids: Sequence[str]) -> None:
         """See `SupportsSyncAhead.sync_ahead`."""
@@ -276,11 +277,11 @@ class LocalBackend(VolumeBackend):
                 )
             layer_id = point.layer_id
             if snapshot_id is None:
-                layer_id = self._freeze(volume_id, point, self._layers.layer(layer_id))
+                layer_id = self._freeze(volume_id, point)
             target = replace(
                 _point(size_bytes), parent_volume=volume_id, parent_snapshot=snapshot_id
             )
-            self._check_depth(volume_id, self._layers.layer(layer_id))
+            self._check_depth(volume_id, layer_id)
             self._put_on(target_id, layer_id, target)
 
     def revert(self, volume_id: str, snapshot_id: str) -> None:
@@ -445,15 +446,15 @@ class LocalBackend(VolumeBackend):
         if self._layers.find_volume(volume_id) is not None:
             raise refusals.id_taken(volume_id)
 
-    def _check_depth(self, volume_id: str, layer: LayerRow) -> None:
+    def _check_depth(self, volume_id: str, layer_id: int) -> None:
         """Refuse a child of the layer where it has too many ancestors.
 
         *Complexity*: constant, unless merges left a depth that is too large.
         """
         depth_max = self.caps.depth_max
-        if layer.depth < depth_max:
+        if self._layers.layer(layer_id).depth < depth_max:
             return
-        if Pruning(self._layers).correct_depth(layer.layer_id) >= depth_max:
+        if Pruning(self._layers).correct_depth(layer_id) >= depth_max:
             raise refusals.depth_limit(volume_id, depth_max)
 
     def _put_on(self, volume_id: str, parent_id: int | None, point: PointRow) -> None:
@@ -461,7 +462,7 @@ class LocalBackend(VolumeBackend):
         layer_id = self._layers.add_layer(volume_id, parent_id)
         self._layers.put_volume(volume_id, replace(point, layer_id=layer_id))
 
-    def _freeze(self, volume_id: str, point: PointRow, top: LayerRow) -> int:
+    def _freeze(self, volume_id: str, point: PointRow) -> int:
         """Return a layer that holds the volume's content of now and never changes.
 
         That is its top layer, under a new one; or the one below if the top is still empty.
@@ -471,9 +472,11 @@ class LocalBackend(VolumeBackend):
             chunks.durability.hold()
         else:
             settle(self._store, volume_id, point.layer_id)
+        top = self._layers.layer(point.layer_id)
         if top.parent_id is not None and self._layers.is_blank(top.layer_id):
             return top.parent_id
-        self._check_depth(volume_id, top)
+        if top.depth >= self.caps.depth_max:
+            self._check_depth(volume_id, top.layer_id)
         self._layers.freeze(point.layer_id)
         self._put_on(volume_id, point.layer_id, point)
         return point.layer_id

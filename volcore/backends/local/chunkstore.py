@@ -26,7 +26,7 @@ from typing import Final, cast
 from volcore.backends import refusals
 from volcore.backends.local.chunkmap import ChunkMap, Run
 from volcore.backends.local.durability import DIRTY_CHUNKS_MAX, Durability
-from volcore.backends.local.layers import LayerRow, PointRow
+from volcore.backends.local.layers import PointRow
 from volcore.backends.local.store import LocalStore
 from volcore.errors import BackendIOError, IntegrityError, Reason
 from volcore.kernels import chunkmap, crc32c
@@ -442,28 +442,20 @@ class ChunkStore:
         """Follow a resize that was committed; the chain waits for whoever holds every stripe."""
         self.path.size_bytes = size_bytes
 
-    def _head(self) -> tuple[PointRow, LayerRow]:
-        layers = self.store.layers
-        if self.snapshot_id is None:
-            found = layers.find_head(self.volume_id)
-            assert found is not None, "what is open is not deleted"
-            return found
-        point = layers.find_snapshot(self.volume_id, self.snapshot_id)
-        assert point is not None, "what is open is not deleted"
-        return point, layers.layer(point.layer_id)
-
     def rebase(self) -> None:
         """Follow a change of the rows that was committed.
 
         Call under the database's lock with every stripe held: the background work may have changed
         the chain of what is open at any time before.
         """
-        point, top = self._head()
-        self.path.size_bytes = point.size_bytes
-        if top.layer_id != self.top and top.parent_id == self.top:
-            chain = [*self.chain, top.layer_id]
+        layers = self.store.layers
+        if self.snapshot_id is None:
+            point = layers.find_volume(self.volume_id)
         else:
-            chain = self.store.layers.chain(top.layer_id)
+            point = layers.find_snapshot(self.volume_id, self.snapshot_id)
+        assert point is not None, "what is open is not deleted"
+        self.path.size_bytes = point.size_bytes
+        chain = layers.chain(point.layer_id, self.chain)
         if chain == self.chain:
             return
         pushed = chain[: len(self.chain)] == self.chain
@@ -471,7 +463,7 @@ class ChunkStore:
             self.durability.noted.clear()
         self.chain = chain
         self._own = _owner_row(len(chain) - 1)
-        self.unflushed.follow(self.top, top.page_sum)
+        self.unflushed.follow(self.top, layers.page_sum(self.top))
         if pushed:
             for stripe in self.stripes:
                 for chunk_map in stripe.states():

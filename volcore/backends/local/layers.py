@@ -100,8 +100,6 @@ class LayerRow:
     layer_id: int
     parent_id: int | None
     depth: int
-    page_sum: int
-    """Another one after each change of its pages."""
 
 
 class Layers:
@@ -192,17 +190,6 @@ class Layers:
             (volume_id,),
         )
 
-    def find_head(self, volume_id: str) -> tuple[PointRow, LayerRow] | None:
-        """Return the volume's head, and its layer."""
-        rows = self.database.query(
-            "SELECT top_layer, size_bytes, parent_volume, parent_snapshot, parent_id, depth, pages"
-            " FROM volume JOIN layer ON layer.id = top_layer WHERE volume_id = ?",
-            (volume_id,),
-        )
-        for row in rows:
-            return _point_row(*row[:4]), _layer_row(row[0], *row[4:])
-        return None
-
     def find_snapshot(self, volume_id: str, snapshot_id: str) -> PointRow | None:
         """Return the snapshot."""
         return self._point(
@@ -217,18 +204,17 @@ class Layers:
 
     def find_room(
         self, volume_id: str, snapshot_id: str, count: int
-    ) -> tuple[PointRow, LayerRow, bool, bool] | None:
-        """Return `find_head`, whether it has such a snapshot, and whether it has `count`."""
+    ) -> tuple[PointRow, bool, bool] | None:
+        """Return the volume's head, whether it has such a snapshot, and whether it has `count`."""
         rows = self.database.query(
-            "SELECT top_layer, size_bytes, parent_volume, parent_snapshot, parent_id, depth, pages,"
+            "SELECT top_layer, size_bytes, parent_volume, parent_snapshot,"
             " EXISTS (SELECT 1 FROM snapshot WHERE volume_id = ?1 AND snapshot_id = ?2),"
             " (SELECT 1 FROM snapshot WHERE volume_id = ?1 LIMIT 1 OFFSET ?3)"
-            " FROM volume JOIN layer ON layer.id = top_layer WHERE volume_id = ?1",
+            " FROM volume WHERE volume_id = ?1",
             (volume_id, snapshot_id, count - 1),
         )
-        for row in rows:
-            top = _layer_row(row[0], *row[4:7])
-            return _point_row(*row[:4]), top, bool(row[7]), bool(row[8])
+        for *point, is_taken, is_full in rows:
+            return _point_row(*point), bool(is_taken), bool(is_full)
         return None
 
     def snapshots(self, volume_id: str) -> list[tuple[str, int]]:
@@ -251,17 +237,15 @@ class Layers:
             ),
         )
 
-    def add_snapshot(
-        self, volume_id: str, snapshot_id: str, point: PointRow, layer_id: int
-    ) -> None:
-        """Add a snapshot, the newest: `point` as `layer_id` holds it."""
+    def add_snapshot(self, volume_id: str, snapshot_id: str, point: PointRow) -> None:
+        """Add a snapshot, the newest."""
         self.database.execute(
             "INSERT INTO snapshot (volume_id, snapshot_id, layer, size_bytes, parent_volume,"
             " parent_snapshot) VALUES (?, ?, ?, ?, ?, ?)",
             (
                 volume_id,
                 snapshot_id,
-                layer_id,
+                point.layer_id,
                 point.size_bytes,
                 point.parent_volume,
                 point.parent_snapshot,
@@ -291,10 +275,8 @@ class Layers:
 
     def layer(self, layer_id: int) -> LayerRow:
         """Return the layer."""
-        rows = self.database.query(
-            "SELECT parent_id, depth, pages FROM layer WHERE id = ?", (layer_id,)
-        )
-        return _layer_row(layer_id, *rows[0])
+        rows = self.database.query("SELECT parent_id, depth FROM layer WHERE id = ?", (layer_id,))
+        return LayerRow(layer_id=layer_id, parent_id=rows[0][0], depth=rows[0][1])
 
     def exists(self, layer_id: int) -> bool:
         """Tell whether there is such a layer."""
@@ -307,8 +289,13 @@ class Layers:
             return [row[0] for row in self.database.query(sql)]
         return [row[0] for row in self.database.query(f"{sql} WHERE owner = ?", (owner,))]
 
-    def chain(self, layer_id: int) -> list[int]:
-        """Return the layer's ancestors and itself, oldest first. *Complexity*: the depth."""
+    def chain(self, layer_id: int, known: Sequence[int] = ()) -> list[int]:
+        """Return the layer's ancestors and itself, oldest first.
+
+        *Complexity*: the depth, or constant for the child of the last one of a `known` chain.
+        """
+        if known and layer_id != known[-1] and self.layer(layer_id).parent_id == known[-1]:
+            return [*known, layer_id]
         rows = self.database.query(
             "WITH RECURSIVE up (id, parent_id, height) AS ("
             " SELECT id, parent_id, 0 FROM layer WHERE id = ? UNION ALL"
@@ -415,8 +402,9 @@ class Layers:
         return [decoded(*row) for row in rows]
 
     def page_sum(self, layer_id: int) -> int:
-        """Return the layer's `page_sum`."""
-        return self.layer(layer_id).page_sum
+        """Return a number that is another one after each change of the layer's pages."""
+        found: int = self.database.query("SELECT pages FROM layer WHERE id = ?", (layer_id,))[0][0]
+        return found
 
     def put_pages(self, pages: Sequence[Page]) -> None:
         """Add or replace pages."""
@@ -462,10 +450,6 @@ def _point_row(
         parent_volume=parent_volume,
         parent_snapshot=parent_snapshot,
     )
-
-
-def _layer_row(layer_id: int, parent_id: int | None, depth: int, page_sum: int) -> LayerRow:
-    return LayerRow(layer_id=layer_id, parent_id=parent_id, depth=depth, page_sum=page_sum)
 
 
 def protect(database: Database, seal: Seal) -> None:

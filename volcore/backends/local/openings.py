@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 
 from volcore.backends.local.chunkstore import ChunkStore
-from volcore.backends.local.layers import LayerRow, PointRow
+from volcore.backends.local.layers import PointRow
 from volcore.backends.local.pruning import Pair, Pruning
 from volcore.backends.local.recovery import settle
 from volcore.backends.local.store import LocalStore
@@ -24,7 +24,7 @@ class Openings:
         store: LocalStore,
         opened: Mapping[VolumeKey, ChunkStore],
         busy: Collection[str],
-        freeze: Callable[[str, PointRow, LayerRow], int],
+        freeze: Callable[[str, PointRow], int],
     ) -> None:
         """Watch `opened`; leave the tops of `busy` volumes alone; `freeze` as the backend does."""
         self._store = store
@@ -55,10 +55,7 @@ class Openings:
         """Freeze the upper layer of a pair if it still is the volume's top."""
         with self._store.database.transaction():
             point = self._paired(pair)
-            if point is None:
-                return False
-            top = self._store.layers.layer(point.layer_id)
-            return self._freeze(pair.volume_id, point, top) == pair.upper
+            return point is not None and self._freeze(pair.volume_id, point) == pair.upper
 
     def thaw_top(self, pair: Pair) -> bool:
         """Make the lower layer of a pair the volume's top, if nothing is on the upper one."""
