@@ -20,6 +20,7 @@ from volcore.errors import (
 )
 from volcore.limits import MIB
 from volcore.testing.device_contract import fetch, put
+from volcore.testing.rbd_judge import looked
 
 SIZE = 8 * MIB
 
@@ -27,8 +28,9 @@ SIZE = 8 * MIB
 @pytest.mark.skipif(shutil.which("rbd") is None, reason="no rbd command")
 def test_the_rbd_command_understands_everything(backend, ceph_cluster, ceph_pool):
     def rbd(*words):
-        command = ["rbd", "--conf", str(ceph_cluster.conf_path), "--pool", ceph_pool, *words]
-        found = subprocess.run([*command, "--format", "json"], capture_output=True, check=True)
+        command = ["rbd", "--conf", str(ceph_cluster.conf_path), "--pool", ceph_pool]
+        found = looked(command, *words, "--format", "json")
+        assert found.returncode == 0, (words, found.returncode, found.stderr[-2000:])
         return json.loads(found.stdout or "null")
 
     backend.create("vm-1.9f3c2a71b0d4", SIZE)
