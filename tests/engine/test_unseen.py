@@ -1,4 +1,4 @@
-"""Clones of a source seen lately are what they would be of one that is looked at."""
+"""Volumes made without a look are as with one: blank, or of a source seen lately."""
 
 from collections.abc import Callable
 
@@ -31,22 +31,24 @@ SIZE = 8 * MIB
 SOURCES = {SourceKind.IMAGE: "gold", SourceKind.SNAPSHOT: "src/s"}
 
 
-def clone(engine: Engine, kind: SourceKind, name: str, size_bytes: int = 0) -> object:
-    """Make one; return what is to be compared, of an error too."""
-    source = SourceRef(kind=kind, key=SOURCES[kind])
+def make(engine: Engine, kind: SourceKind | None, name: str, size_bytes: int = 0) -> object:
+    """Make one, blank without a kind; return what is to be compared, of an error too."""
+    source = None if kind is None else SourceRef(kind=kind, key=SOURCES[kind])
     request = CreateVolume(name=name, source=source, size_bytes=size_bytes)
     try:
         made = engine.volumes.create("p", request)
     except VolcoreError as err:
         return type(err), err.reason, err.message.replace(repr(name), "*"), err.retryable
-    assert made.source is not None
+    assert (made.source is None) == (kind is None)
     return made.source, made.size_bytes, made.labels
 
 
-def answers(engine: Engine, kind: SourceKind, end: str = "") -> list[object]:
+def answers(engine: Engine, kind: SourceKind | None, end: str = "") -> list[object]:
     """To some requests, one of them repeated and one of them wrong."""
     wanted = (("new", 0), ("new", 0), ("large", 3 * SIZE), ("small", SIZE // 2))
-    return [clone(engine, kind, name + end, size_bytes) for name, size_bytes in wanted]
+    if kind is None:
+        wanted = (("new", SIZE), ("new", SIZE), ("large", 3 * SIZE), ("odd", SIZE + 1))
+    return [make(engine, kind, name + end, size_bytes) for name, size_bytes in wanted]
 
 
 def prepare(engine: Engine) -> None:
@@ -103,10 +105,10 @@ def leave(bench: Bench, other: Engine) -> None:
         other.pools.open("p").catalog.commit([put(volume), put(intent)])
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", [*SOURCES, None])
 @pytest.mark.parametrize("meanwhile", [None, relabel, delete, replace, take, leave])
 def test_as_if_looked_at(
-    bench: Bench, kind: SourceKind, meanwhile: Callable[[Bench, Engine], None] | None
+    bench: Bench, kind: SourceKind | None, meanwhile: Callable[[Bench, Engine], None] | None
 ) -> None:
     """Goal: a stale memory changes no answer. Method: another server changes what this one knows.
 
@@ -114,10 +116,10 @@ def test_as_if_looked_at(
     """
     engine, at = bench.engine, bench.pool
     prepare(engine)
-    clone(engine, kind, "first")
-    record = {SourceKind.IMAGE: Image, SourceKind.SNAPSHOT: Snapshot}[kind]
-    joins = at.backend.caps.joins_catalog
-    assert joins or at.lately(record, SOURCES[kind]) is not None
+    make(engine, kind, "first", SIZE)
+    if kind is not None and not at.backend.caps.joins_catalog:
+        record = {SourceKind.IMAGE: Image, SourceKind.SNAPSHOT: Snapshot}[kind]
+        assert at.lately(record, SOURCES[kind]) is not None
     other, third = (Engine(EngineSettings(server_id=name)) for name in ("other", "third"))
     for server in (other, third):
         server.add_pool("p", at.backend, at.catalog._catalog, None)

@@ -321,8 +321,17 @@ def no_reserve() -> None:
 
 
 @runtime_checkable
-class SupportsCloneMany(Protocol):
-    """Making many clones of one source in a time that hardly grows with their number."""
+class SupportsMakeMany(Protocol):
+    """Making many volumes in a time that hardly grows with their number."""
+
+    def create_many(
+        self,
+        sizes_bytes: Mapping[str, int],
+        *,
+        reserve: Callable[[], None] = no_reserve,
+        records: Records | None = None,
+    ) -> dict[str, VolcoreError]:
+        """Make a blank volume for each (id: size in bytes), as `create` does; else as below."""
 
     def clone_many(
         self,
@@ -335,14 +344,14 @@ class SupportsCloneMany(Protocol):
     ) -> dict[str, VolcoreError]:
         """Make a clone for each (target id: size in bytes), as `clone` does.
 
-        `records`: what clones, by id, carry from the beginning where that costs no time
+        `records`: what volumes, by id, carry from the beginning where that costs no time
         (`SupportsCarry`).
 
         Without a snapshot, clones show the volume at an instant of this call, most often the same.
         Atomicity: of each clone. Returns the errors of those that failed; they left nothing.
 
         `reserve` is called once, in this thread: it makes durable what the caller needs to know of
-        the clones after a crash. Before it returns, nothing is made but names, beside it; a crash
+        the volumes after a crash. Before it returns, nothing is made but names, beside it; a crash
         until then leaves what `open` and `collect` delete by themselves. When it raises, nothing
         was made. Not called when this raises for a wrong source.
         """

@@ -8,7 +8,7 @@ volumes.
 
 Invariants:
 1. INV-ENG-1 (must): no backend object is made before its intent is durable, but names that the
-   backend deletes by itself (`SupportsCloneMany`).
+   backend deletes by itself (`SupportsMakeMany`).
 2. INV-ENG-2 (must): only READY records are visible.
 3. INV-ENG-3 (must): settling twice does what settling once does.
 """

@@ -12,8 +12,8 @@ from volcore import limits
 from volcore.backends.carrying import SupportsCarry
 from volcore.backends.contract import (
     BlockDevice,
-    SupportsCloneMany,
     SupportsLookFor,
+    SupportsMakeMany,
     SupportsSyncAhead,
     VolumeBackend,
 )
@@ -99,14 +99,14 @@ class Pool:
     combiner: Combiner[Volume, Volume | VolcoreError] = field(
         default_factory=lambda: Combiner(items_max=limits.DEPLOY_VOLUMES_MAX)
     )
-    """For the clones that several calls make of one source."""
+    """For the volumes that several calls make of one source, or blank."""
     syncs_ahead: SupportsSyncAhead | None = field(init=False)
     """The backend, if it can: to ask a protocol takes longer than a statement of SQL."""
 
     looks_for: SupportsLookFor | None = field(init=False)
     """The backend, if others can reach its volumes and it can look for them."""
 
-    clones_many: SupportsCloneMany | None = field(init=False)
+    makes_many: SupportsMakeMany | None = field(init=False)
     """The backend, if it can."""
 
     making: Making = field(init=False)
@@ -121,8 +121,8 @@ class Pool:
         object.__setattr__(self, "syncs_ahead", able)
         looks = self.backend if isinstance(self.backend, SupportsLookFor) else None
         object.__setattr__(self, "looks_for", looks)
-        many = self.backend if isinstance(self.backend, SupportsCloneMany) else None
-        object.__setattr__(self, "clones_many", many)
+        many = self.backend if isinstance(self.backend, SupportsMakeMany) else None
+        object.__setattr__(self, "makes_many", many)
         object.__setattr__(self, "making", Making(self.catalog.commit))
         carrier = None
         if isinstance(self.backend, SupportsCarry):

@@ -11,7 +11,7 @@ from itertools import compress
 from typing import Final
 
 from volcore import limits
-from volcore.backends.contract import SupportsCloneMany
+from volcore.backends.contract import SupportsMakeMany
 from volcore.engine import warm
 from volcore.engine.carrier import first_load
 from volcore.engine.changes import settle, settle_leftover
@@ -144,19 +144,24 @@ def _claim(pool: Pool, requests: Sequence[CreateVolume]) -> Mapping[str, Volume 
 def _make_unseen(
     pool: Pool, requests: Sequence[CreateVolume]
 ) -> Mapping[str, Volume | VolcoreError]:
-    """Make volumes without a look at the catalog, of a source that was seen lately.
+    """Make volumes without a look at the catalog, blank or of a source that was seen lately.
 
     The commit of the intents checks that there is nothing of their names, and that the source has
     not changed. Returns nothing when that does not hold, or the source is not known: then nothing
     was made, and `_make_locked` looks.
     """
     source = requests[0].source
-    if source is None or source.kind is SourceKind.VOLUME or pool.backend.caps.joins_catalog:
+    if pool.backend.caps.joins_catalog:
         return {}
-    found = pool.lately(_SOURCES[source.kind], source.key)
-    assert isinstance(found, SourceRecord)
-    if found is None:
-        return {}
+    found: SourceRecord = None
+    if source is not None:
+        if source.kind is SourceKind.VOLUME:
+            return {}
+        seen = pool.lately(_SOURCES[source.kind], source.key)
+        assert isinstance(seen, SourceRecord)
+        if seen is None:
+            return {}
+        found = seen
     try:
         planned = [_plan(request, found) for request in requests]
         outcomes = _make_combined(pool, planned, found)
@@ -204,12 +209,13 @@ def _note_missed(pool: Pool, source: SourceRecord, planned: Sequence[Volume]) ->
 def _make_combined(
     pool: Pool, planned: Sequence[Volume], source: SourceRecord
 ) -> Sequence[Volume | VolcoreError]:
-    """Make them, together with those that other calls make of the same source at this time."""
+    """Make them, together with those that other calls make of the same source, or blank, now."""
     make = _make_joined if pool.backend.caps.joins_catalog else _make_with_intents
     is_live = isinstance(source, Volume)  # those together show one instant, after all were asked
-    if source is None or (is_live and not pool.clones_many) or len(planned) > COMBINED_MAX:
+    if (is_live and not pool.makes_many) or len(planned) > COMBINED_MAX:
         return make(pool, planned, source)
-    return pool.combiner.run(source.encode(), planned, lambda some: make(pool, some, source))
+    key = b"" if source is None else source.encode()
+    return pool.combiner.run(key, planned, lambda some: make(pool, some, source))
 
 
 def _make_joined(
@@ -276,8 +282,8 @@ def _act_on_all(
             return err
         return volume
 
-    if pool.clones_many is not None and source is not None:
-        return _clone_many(pool, pool.clones_many, planned, source, begin)
+    if pool.makes_many is not None:
+        return _make_many(pool, pool.makes_many, planned, source, begin)
     begin()
     if len(planned) == 1:
         return [act(planned[0])]
@@ -285,15 +291,14 @@ def _act_on_all(
         return list(executor.map(act, planned))
 
 
-def _clone_many(
+def _make_many(
     pool: Pool,
-    backend: SupportsCloneMany,
+    backend: SupportsMakeMany,
     planned: Sequence[Volume],
-    source: Image | Snapshot | Volume,
+    source: SourceRecord,
     begin: Callable[[], None],
 ) -> list[Volume | VolcoreError]:
-    """Clone the source for all volumes; the intents are written beside the backend's names."""
-    origin, point = _place(source)
+    """Make all volumes at once; the intents are written beside the backend's names."""
     targets = {volume.backend_id: volume.size_bytes for volume in planned}
     records = {} if pool.carrier is None else {one.backend_id: first_load(one) for one in planned}
     begun = False
@@ -304,7 +309,11 @@ def _clone_many(
         begun = True
 
     try:
-        failed = backend.clone_many(origin, point, targets, reserve=reserve, records=records)
+        if source is None:
+            failed = backend.create_many(targets, reserve=reserve, records=records)
+        else:
+            origin, point = _place(source)
+            failed = backend.clone_many(origin, point, targets, reserve=reserve, records=records)
     except VolcoreError as err:
         if not begun:
             raise

@@ -368,8 +368,8 @@ def _clone(
 ) -> dict[str, VolcoreError]:
     """Make clones; return the errors of those that failed."""
     source = image.backend_volume_id, image.backend_snapshot_id
-    if pool.clones_many is not None:
-        return pool.clones_many.clone_many(*source, targets, reserve=begin)
+    if pool.makes_many is not None:
+        return pool.makes_many.clone_many(*source, targets, reserve=begin)
     begin()
     failed: dict[str, VolcoreError] = {}
     for target_id, size_bytes in targets.items():

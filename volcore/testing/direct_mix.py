@@ -35,7 +35,7 @@ class Journal:
     """What the lines of a run say."""
 
     volumes: dict[str, dict[int, int]] = field(default_factory=dict)
-    """Volume id to (offset: tag); what is not named has the parent's tag."""
+    """Volume id to (offset: tag); what is not named has the tag of `first_tag`."""
     snapshots: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
     """Volume id to snapshot id to what `volumes` said then."""
     undecided: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -65,6 +65,8 @@ class Journal:
             match call["act"]:
                 case "clone":
                     self.volumes[name] = dict(self.volumes.get(call["of"], {}))
+                case "create":
+                    self.volumes[name] = {}
                 case "delete":
                     self.volumes.pop(name, None)
                     self.snapshots.pop(name, None)
@@ -77,6 +79,16 @@ class Journal:
     def in_doubt(self) -> set[str]:
         """Names that an undecided call may have made, changed or deleted."""
         return {name for call in self.undecided.values() for name in call["names"]}
+
+
+def is_blank(name: str) -> bool:
+    """Return whether a volume was made blank, and not as a clone."""
+    return name.startswith("b")
+
+
+def first_tag(name: str) -> int:
+    """Return the tag of the blocks of a volume that was not written to."""
+    return 0 if is_blank(name) else GOLD_TAG
 
 
 def prepare(backend: RbdBackend) -> None:
@@ -106,7 +118,7 @@ class Worker(threading.Thread):
         while True:
             choice = self._dice.random()
             if len(self._mine) < 2 or (choice < 0.5 and len(self._mine) < VOLUMES_MAX):
-                self._clone()
+                self._create() if self._dice.random() < 0.3 else self._clone()
             elif choice < 0.65 and len(self._mine) > 1:
                 self._delete()
             elif choice < 0.8:
@@ -123,10 +135,24 @@ class Worker(threading.Thread):
             self._out.write(line + "\n")
             self._out.flush()
 
-    def _clone(self) -> None:
+    def _names(self, first: str) -> list[str]:
         count = BATCH if self._dice.random() < 0.2 else 1
-        names = [f"v{self._prefix}-{self._count + n}" for n in range(count)]
+        names = [f"{first}{self._prefix}-{self._count + n}" for n in range(count)]
         self._count += count
+        return names
+
+    def _create(self) -> None:
+        names = self._names("b")
+
+        def act() -> None:
+            failed = self._backend.create_many(dict.fromkeys(names, SIZE_BYTES))
+            assert not failed, failed
+
+        self._logged(act, act="create", names=names)
+        self._mine += names
+
+    def _clone(self) -> None:
+        names = self._names("v")
         size_bytes = SIZE_BYTES * self._dice.choice((1, 1, 3))
         direct = self._dice.random() < 0.75
 

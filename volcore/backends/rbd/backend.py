@@ -29,18 +29,26 @@ from volcore.backends.contract import (
     VolumeFacts,
     no_reserve,
 )
-from volcore.backends.rbd import audit, audit_mending, carrying, clones, foreign, parents, snapshots
+from volcore.backends.rbd import (
+    audit,
+    audit_mending,
+    blank,
+    carrying,
+    clones,
+    flattening,
+    foreign,
+    parents,
+    snapshots,
+)
 from volcore.backends.rbd.connection import Cluster
-from volcore.backends.rbd.copyup import complete_copies
 from volcore.backends.rbd.device import RbdDevice
 from volcore.backends.rbd.errmap import translated
 from volcore.backends.rbd.extents import changed_extents
 from volcore.backends.rbd.fencing import Fencing
 from volcore.backends.rbd.rollback import roll_back
-from volcore.backends.rbd.session import FEATURES, ORDER, Session
+from volcore.backends.rbd.session import ORDER, Session
 from volcore.backends.refusals import (
     check_size,
-    id_taken,
     shrink_refused,
     snapshot_missing,
     volume_in_use,
@@ -64,9 +72,6 @@ from volcore.limits import (
 )
 from volcore.model.extent import Extent
 from volcore.model.faults import Fault
-
-_CANCEL: Final = -125
-"""-ECANCELED, which librbd passes on from a progress callback."""
 
 assert 1 << ORDER == CHUNK_SIZE_BYTES
 
@@ -131,15 +136,9 @@ class RbdBackend(VolumeBackend):
 
     def create(self, volume_id: str, size_bytes: int) -> None:
         """See `VolumeBackend.create`."""
-        check_size(size_bytes)
-        session = self._changing()
-        with (
-            session.building(volume_id),
-            translated(f"create volume {volume_id}", exists=id_taken(volume_id)),
-        ):
-            session.rbd.create(
-                session.ioctx, volume_id, size_bytes, ORDER, old_format=False, features=FEATURES
-            )
+        failed = self.create_many({volume_id: size_bytes})
+        if failed:
+            raise failed[volume_id]
 
     def delete(self, volume_id: str) -> None:
         """See `VolumeBackend.delete`; finishes what a crash left half made or half deleted.
@@ -241,6 +240,16 @@ class RbdBackend(VolumeBackend):
         """
         clones.clone(self._changing(), volume_id, snapshot_id, target_id, size_bytes)
 
+    def create_many(
+        self,
+        sizes_bytes: Mapping[str, int],
+        *,
+        reserve: Callable[[], None] = no_reserve,
+        records: Records | None = None,
+    ) -> dict[str, VolcoreError]:
+        """See `SupportsMakeMany.create_many`. Complexity: two round trips for each 128 volumes."""
+        return blank.create_many(self._changing(), sizes_bytes, reserve, records)
+
     def clone_many(
         self,
         volume_id: str,
@@ -250,7 +259,7 @@ class RbdBackend(VolumeBackend):
         reserve: Callable[[], None] = no_reserve,
         records: Records | None = None,
     ) -> dict[str, VolcoreError]:
-        """See `SupportsCloneMany.clone_many`. Complexity: two round trips for each 128 clones."""
+        """See `SupportsMakeMany.clone_many`. Complexity: two round trips for each 128 clones."""
         return clones.clone_many(
             self._changing(), volume_id, snapshot_id, targets, reserve, records
         )
@@ -307,51 +316,7 @@ class RbdBackend(VolumeBackend):
 
     def flatten(self, volume_id: str, progress: Progress) -> None:
         """See `SupportsFlatten.flatten`; frees deleted ancestors that nobody else needs."""
-        session = self._changing()
-        entry = clones.existing(session, volume_id)
-        try:
-            parent = session.headers.parent(entry.image_id)
-            size_bytes = session.headers.size_bytes(entry.image_id)
-        except NotFoundError as err:
-            raise volume_missing(volume_id) from err
-        if parent is None:
-            session.directory.set_flattening(volume_id, False)
-            return
-        session.watchers.refuse_if_in_use(volume_id, entry.image_id)
-        raised: list[BaseException] = []
-
-        def on_progress(done: int, total: int) -> int:
-            try:
-                progress(size_bytes * done // total if total else 0, size_bytes)
-                session.check()
-            except BaseException as err:  # cannot cross librbd; raised below
-                raised.append(err)
-                return _CANCEL
-            return 0
-
-        with session.handles.image(volume_id, entry.image_id) as image:
-            complete_copies(
-                session.ioctx,
-                image,
-                parent,
-                partial(session.parent_image, parent),
-                session.check,
-            )
-            session.directory.set_flattening(volume_id, True)
-            try:
-                with translated(f"flatten volume {volume_id}", missing=volume_missing(volume_id)):
-                    image.flatten(on_progress)
-            except VolcoreError as err:
-                with suppress(VolcoreError):  # else the next start of a server does it
-                    session.links.end(entry.image_id)
-                if raised:
-                    raise raised[0] from err
-                raise
-            finally:
-                session.descriptions.forget()
-        session.directory.set_flattening(volume_id, False)
-        session.reaper.drop_stand_in(parent)
-        session.reaper.reap_quietly(parent.image_id)
+        flattening.flatten(self._changing(), volume_id, progress)
 
     def revert(self, volume_id: str, snapshot_id: str) -> None:
         """See `SupportsRevert.revert`. Complexity: the chunks of both points."""

@@ -4,7 +4,7 @@ The short path (`direct`) makes clones of snapshots without opening an image. li
 others, at most CLONES_AT_ONCE at a time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -48,7 +48,7 @@ def clone_many(
     reserve: Callable[[], None] = no_reserve,
     records: Records | None = None,
 ) -> dict[str, VolcoreError]:
-    """See `SupportsCloneMany.clone_many`."""
+    """See `SupportsMakeMany.clone_many`."""
     once = Once(reserve)
     with session.claiming(targets, records or {}):
         if snapshot_id is None:
@@ -58,26 +58,29 @@ def clone_many(
     if failed is not None:
         return failed
     once()
-    return _clone_many_by_librbd(session, volume_id, snapshot_id, targets)
+    return side_by_side(
+        targets,
+        lambda one: clone_by_librbd(session, volume_id, snapshot_id, one, targets[one]),
+    )
 
 
-def _clone_many_by_librbd(
-    session: Session, volume_id: str, snapshot_id: str | None, targets: Mapping[str, int]
+def side_by_side(
+    volume_ids: Collection[str], make: Callable[[str], None]
 ) -> dict[str, VolcoreError]:
-    """Clone side by side; return the errors of those that failed."""
+    """Make volumes, CLONES_AT_ONCE at a time; return the errors of those that failed."""
     failed: dict[str, VolcoreError] = {}
 
-    def work(target_id: str) -> None:
+    def work(volume_id: str) -> None:
         try:
-            clone_by_librbd(session, volume_id, snapshot_id, target_id, targets[target_id])
+            make(volume_id)
         except VolcoreError as err:
-            failed[target_id] = err
+            failed[volume_id] = err
 
-    if len(targets) == 1:
-        work(*targets)
+    if len(volume_ids) == 1:
+        work(*volume_ids)
         return failed
     with ThreadPoolExecutor(CLONES_AT_ONCE) as executor:
-        list(executor.map(work, targets))
+        list(executor.map(work, volume_ids))
     return failed
 
 

@@ -5,8 +5,8 @@ until the moment its row is exchanged for a row of the trash; both are one RADOS
 a crash leaves a volume whole or gone. Foreign images of the pool have no row and are never seen.
 
 Rows of the omap object `volcore_directory` (docs/formats/omap.md):
-`v/<volume id>` - a volume: its image id, or, while it is being made, none yet, or the link of the
-direct clone that is being made;
+`v/<volume id>` - a volume: its image id, or, while it is being made, none yet, or what the short
+path makes;
 `t/<image id>` - the image of a deleted volume, until no clone needs it: the name it had;
 `n/<number>` - a snapshot number in stock, or the image that a snapshot with it is being made of;
 `f/<volume id>` - a volume that is being flattened;
@@ -33,7 +33,7 @@ HIDDEN_PREFIX: Final = ".clone-"
 """Of snapshots made to clone a live volume; ids never start with a dot."""
 FORMAT: Final = 1
 LINK_FORMAT: Final = 2
-"""Of the row of a direct clone in the making: servers that cannot finish it refuse the pool."""
+"""Of the row of what the short path makes: servers that cannot finish it refuse the pool."""
 
 _VOLUME: Final = "v/"
 _TRASH: Final = "t/"
@@ -46,11 +46,12 @@ _PROVING: Final = "s/proving"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A direct clone in the making: enough to finish it or undo it."""
+    """An image that the short path makes: enough to finish it or undo it."""
 
     image_id: str
-    parent_id: str
-    snap: int
+    parent_id: str = ""
+    """Empty: the image is blank. Servers that make none so finish or undo it all the same."""
+    snap: int = 0
     hidden: bool = False
     """The snapshot was made for this clone only: it goes to the trash when that is whole."""
 
@@ -67,7 +68,7 @@ class Entry:
     raw: bytes
     """The row's bytes, to compare with."""
     link: Link | None = None
-    """While being made as a direct clone, and until the write behind the answer: what it links."""
+    """While made by the short path, and until the write behind the answer: which image it is."""
 
 
 class Directory:
@@ -102,7 +103,7 @@ class Directory:
         return self._omap.commit(expect={key: None}, puts={key: _encode(image="", source=source)})
 
     def reserving(self, op: Any, links: Mapping[str, Link]) -> None:
-        """Put the rows of direct clones about to be made into a write operation.
+        """Put the rows of volumes that the short path is about to make into a write operation.
 
         It fails with ECANCELED, and changes nothing, if one of the volumes has a row.
         """
@@ -118,7 +119,7 @@ class Directory:
         self._omap.fill(op, expect=rows, removals=rows)
 
     def completing(self, op: Any, links: Mapping[str, Link]) -> None:
-        """Put the rows of direct clones that are whole into a write operation."""
+        """Put the rows of volumes that the short path has made into a write operation."""
         rows = {
             _VOLUME + volume_id: _encode(image=link.image_id) for volume_id, link in links.items()
         }
@@ -146,7 +147,7 @@ class Directory:
         self._omap.commit(expect={key: entry.raw}, removals=removals)
 
     def complete_link(self, entry: Entry) -> None:
-        """Make a direct clone exist, if its row is still as given."""
+        """Make what the short path has made exist, if its row is still as given."""
         assert entry.link is not None
         key = _VOLUME + entry.volume_id
         row = _encode(image=entry.link.image_id, source="")
@@ -264,7 +265,7 @@ def _encode(**fields: str) -> bytes:
 
 
 def _encode_link(link: Link) -> bytes:
-    """Return the row of a direct clone in the making."""
+    """Return the row of a volume that the short path makes."""
     body = {"clone": link.image_id, "parent": link.parent_id, "snap": link.snap, "v": LINK_FORMAT}
     if link.hidden:
         body["hidden"] = 1

@@ -199,7 +199,8 @@ class Reaper:
         """
         if entry.link is not None:
             self._direct.undo(entry.volume_id, entry.link)
-            self.reap_quietly(entry.link.parent_id)
+            if entry.link.parent_id:
+                self.reap_quietly(entry.link.parent_id)
             return
         if entry.source:
             self._delete_hidden(entry)

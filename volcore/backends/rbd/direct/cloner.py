@@ -1,15 +1,19 @@
-"""Making direct clones, one or many of a snapshot at once, in two waves whatever their number."""
+"""Making images without librbd, one or many at once, in two waves whatever their number.
+
+Clones of one snapshot, or blank images.
+"""
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
 from volcore.backends.rbd.direct.finishing import Finisher
 from volcore.backends.rbd.direct.plan import (
-    IMAGE_WRITES,
+    LINK_WRITE,
     Plan,
     listing,
     new_image_id,
@@ -26,7 +30,7 @@ from volcore.errors import OperationPendingError, Reason, UnavailableError, Volc
 from volcore.limits import RBD_DEPTH_MAX
 
 BATCH_MAX: Final = 128
-"""Clones in one wave: half a thousand writes under way."""
+"""Images in one wave: half a thousand writes under way."""
 _EXISTS: Final = (-errno.EEXIST, -errno.ECANCELED)
 _UNKNOWN: Final = (-errno.ETIMEDOUT, -errno.ESHUTDOWN, -errno.ENOTCONN)
 """The write may still be done, or cannot be undone from here; recovery will look."""
@@ -59,9 +63,9 @@ class StaleFactsError(Exception):
 
 
 class Cloner:
-    """Makes direct clones in one pool; any thread.
+    """Makes images in one pool; any thread.
 
-    The caller has claimed the ids of the clones: nobody else makes or deletes them meanwhile.
+    The caller has claimed their ids: nobody else makes or deletes them meanwhile.
     """
 
     def __init__(
@@ -112,6 +116,28 @@ class Cloner:
         reserve()
         return failed
 
+    def make_blank(
+        self, targets: Mapping[str, int], reserve: Callable[[], None]
+    ) -> dict[str, VolcoreError]:
+        """Make a blank image for each (volume id: size in bytes), else as `clone` does."""
+        failed: dict[str, VolcoreError] = {}
+        plans = [
+            self._planned(volume_id, Link(image_id=new_image_id(volume_id)), size_bytes)
+            for volume_id, size_bytes in targets.items()
+        ]
+        for start in range(0, len(plans), BATCH_MAX):
+            named = self._name_all(plans[start : start + BATCH_MAX], failed, reserve)
+            done = {}
+            for plan, codes in zip(named, self._make_all(named), strict=True):
+                if any(codes):
+                    failed[plan.volume_id] = self._failure(plan, codes)
+                else:
+                    done[plan.volume_id] = plan.link
+            if done:
+                self._finisher.add(done)
+        reserve()
+        return failed
+
     def clone_hidden(
         self,
         source: Source,
@@ -153,7 +179,7 @@ class Cloner:
         self, source: Source, facts: Facts, plans: list[Plan], failed: dict[str, VolcoreError]
     ) -> None:
         """Make clones of their snapshot, which is out of sight as soon as one is made."""
-        codes = dict(zip(plans, self._make_all(facts, plans), strict=True))
+        codes = dict(zip(plans, self._make_all(plans, facts.features), strict=True))
         done = [plan for plan, four in codes.items() if not any(four)]
         if done:
             (code,) = self._waves.run([trashing(facts.parent_id, facts.snap)])
@@ -162,7 +188,7 @@ class Cloner:
                 done = []
         for plan, four in codes.items():
             if any(four):
-                failed[plan.volume_id] = self._failure(source, plan, four)
+                failed[plan.volume_id] = self._failure(plan, four, source)
         if done:
             self._finisher.add({plan.volume_id: plan.link for plan in done})
         elif not any(code in _UNKNOWN for four in codes.values() for code in four):
@@ -198,17 +224,24 @@ class Cloner:
 
     def _plan(self, facts: Facts, volume_id: str, size_bytes: int, *, hidden: bool = False) -> Plan:
         """Return what to write for one clone."""
+        link = Link(
+            image_id=new_image_id(volume_id),
+            parent_id=facts.parent_id,
+            snap=facts.snap,
+            hidden=hidden,
+        )
+        return self._planned(volume_id, link, size_bytes, overlap_bytes=facts.size_bytes)
+
+    def _planned(
+        self, volume_id: str, link: Link, size_bytes: int, *, overlap_bytes: int = 0
+    ) -> Plan:
+        """Return what to write for one image."""
         return Plan(
             volume_id=volume_id,
-            link=Link(
-                image_id=new_image_id(volume_id),
-                parent_id=facts.parent_id,
-                snap=facts.snap,
-                hidden=hidden,
-            ),
+            link=link,
             pool_id=self._pool_id,
             size_bytes=size_bytes,
-            overlap_bytes=facts.size_bytes,
+            overlap_bytes=overlap_bytes,
             order=self._order,
             features=self._features,
             records=self._records_of(volume_id),
@@ -220,20 +253,20 @@ class Cloner:
         """Make clones; add to `failed`; return the facts as they are afterwards."""
         if not plans:
             return facts
-        codes = self._make_all(facts, plans)
+        codes = self._make_all(plans, facts.features)
         facts = replace(facts, features=facts.features | wire.OPERATIONS)
         done, stale = [], False
         for plan, four in zip(plans, codes, strict=True):
             if not any(four):
                 done.append(plan)
                 continue
-            stale = stale or four[2] in (-errno.ECANCELED, -errno.ENOENT)
-            failed[plan.volume_id] = self._failure(source, plan, four)
+            stale = stale or four[LINK_WRITE] in (-errno.ECANCELED, -errno.ENOENT)
+            failed[plan.volume_id] = self._failure(plan, four, source)
         if done:
             self._finisher.add({plan.volume_id: plan.link for plan in done})
         if stale:
             self._facts.forget(source.volume_id)
-            if not done and codes[0][2] == -errno.ECANCELED:
+            if not done and codes[0][LINK_WRITE] == -errno.ECANCELED:
                 for plan in plans:
                     failed.pop(plan.volume_id, None)
                 raise StaleFactsError
@@ -241,15 +274,16 @@ class Cloner:
             self._facts.cloned(source.volume_id, source.snapshot_id, facts, len(done))
         return facts
 
-    def _make_all(self, facts: Facts, plans: Sequence[Plan]) -> list[Sequence[int]]:
-        """Do wave 2 for all; return the codes of each plan's writes."""
+    def _make_all(self, plans: Sequence[Plan], features: int = 0) -> list[Sequence[int]]:
+        """Do wave 2 for all; return the codes of each plan's writes. `features`: the parent's."""
         writes: list[Write] = []
-        features = facts.features
+        ends = [0]
         for plan in plans:
             writes += plan.image(self._waves.ioctx, parent_features=features)
+            ends.append(len(writes))
             features |= wire.OPERATIONS
         codes = self._waves.run(writes)
-        return [codes[at : at + IMAGE_WRITES] for at in range(0, len(codes), IMAGE_WRITES)]
+        return [codes[start:end] for start, end in pairwise(ends)]
 
     def _name_all(
         self, plans: list[Plan], failed: dict[str, VolcoreError], reserve: Callable[[], None]
@@ -315,8 +349,10 @@ class Cloner:
             if row >= 0:
                 self._recovery.forget(plan.volume_id, plan.link)
 
-    def _failure(self, source: Source, plan: Plan, codes: Sequence[int]) -> VolcoreError:
-        """Undo one clone whose wave 2 failed; return why it did."""
+    def _failure(
+        self, plan: Plan, codes: Sequence[int], source: Source | None = None
+    ) -> VolcoreError:
+        """Undo one image, a clone if it has a source, whose wave 2 failed; return why it did."""
         bad = [code for code in codes if code < 0]
         if any(code in _UNKNOWN for code in bad):
             return _error(next(code for code in bad if code in _UNKNOWN), plan)
@@ -329,11 +365,11 @@ class Cloner:
             )
         except UnavailableError as err:
             return err
-        if codes[3] == -errno.EEXIST:
+        if codes[-1] == -errno.EEXIST:
             return id_taken(plan.volume_id)
-        if codes[2] == -errno.ENOENT:
+        if source is not None and codes[LINK_WRITE] == -errno.ENOENT:
             return snapshot_missing(source.volume_id, source.snapshot_id)
-        if codes[2] == -errno.ECANCELED:
+        if source is not None and codes[LINK_WRITE] == -errno.ECANCELED:
             return OperationPendingError(
                 f"the source of volume {plan.volume_id} was changed meanwhile; repeat the call",
                 reason=Reason.OPERATION_PENDING,
@@ -344,4 +380,4 @@ class Cloner:
 
 def _error(code: int, plan: Plan) -> VolcoreError:
     """Return the error for a negative errno."""
-    return error_of_code(-code, f"clone volume {plan.volume_id}", f"error {-code}")
+    return error_of_code(-code, f"make volume {plan.volume_id}", f"error {-code}")

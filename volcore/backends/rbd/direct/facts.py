@@ -134,7 +134,7 @@ class FactsCache:
             NotFoundError: no such image.
         """
         header = self._header(image_id)
-        unusual = header.unusual or self._pool_lately()[0]
+        unusual = header.unusual or self.pool_lately()[0]
         if unusual:
             return unusual
         depth = self._depth(image_id) if header.has_parent else 0
@@ -157,7 +157,7 @@ class FactsCache:
         fails is left to whoever clones.
         """
         with suppress(VolcoreError):
-            unusual, pool_time_s = self._pool_lately()
+            unusual, pool_time_s = self.pool_lately()
             if not unusual:
                 time_s = min(facts.load_time_s, pool_time_s)
                 self._keep(volume_id, snapshot_id, facts, time_s)
@@ -217,6 +217,14 @@ class FactsCache:
             self._epoch += 1
             for key in [key for key in self._found if key[0] == volume_id]:
                 del self._found[key]
+
+    def pool_lately(self) -> tuple[str, float]:
+        """Return what was unusual in the pool's settings when they were read, and when; lately."""
+        with self._lock:
+            found, time_s = self._pool, self._pool_time_s
+        if time.monotonic() - time_s < AGE_S_MAX / 2:
+            return found, time_s
+        return self._read_pool()
 
     def _sure(self, found: Facts | str) -> Facts | str:
         """Return facts with the features that the parent has now, if those may have changed."""
@@ -305,14 +313,6 @@ class FactsCache:
             has_parent="parent" in names,
             unusual=unusual and f"the source's header has {unusual}",
         )
-
-    def _pool_lately(self) -> tuple[str, float]:
-        """Return what was unusual in the pool's settings when they were read, and when; lately."""
-        with self._lock:
-            found, time_s = self._pool, self._pool_time_s
-        if time.monotonic() - time_s < AGE_S_MAX / 2:
-            return found, time_s
-        return self._read_pool()
 
     def _read_pool(self) -> tuple[str, float]:
         """Return what is unusual in the pool's settings, and the time of the reading."""

@@ -1,4 +1,4 @@
-"""The short path of one pool: whether it may be used, clones and snapshots made by it."""
+"""The short path of one pool: whether it may be used, images and snapshots made by it."""
 
 import logging
 import threading
@@ -29,7 +29,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class DirectPath:
-    """Direct clones and snapshots of one pool; any thread."""
+    """Direct clones, blank images and snapshots of one pool; any thread."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class DirectPath:
     ) -> dict[str, VolcoreError] | None:
         """Make a clone for each (volume id: size); None: the short path is not for these.
 
-        Returns the errors of those that failed. `reserve` as in `SupportsCloneMany`; it may be
+        Returns the errors of those that failed. `reserve` as in `SupportsMakeMany`; it may be
         called more often. Precondition: the ids are claimed.
 
         Raises:
@@ -215,6 +215,14 @@ class DirectPath:
             except StaleFactsError:
                 continue
         return None
+
+    def make_blank(
+        self, targets: Mapping[str, int], reserve: Callable[[], None]
+    ) -> dict[str, VolcoreError] | None:
+        """Make a blank image for each (volume id: size), else as `clone`."""
+        if self._state.state is not ShortPathState.ON or self._facts.pool_lately()[0]:
+            return None
+        return self._cloner.make_blank(targets, reserve)
 
     def settled(self, volume_id: str) -> None:
         """Return when no write to the row of that volume will come or is under way."""
@@ -261,7 +269,7 @@ class DirectPath:
         except VolcoreError as err:
             difference = f"the comparison failed: {err}"
         if difference:
-            _LOG.warning("clones and snapshots are made through librbd only: %s", difference)
+            _LOG.warning("images and snapshots are made through librbd only: %s", difference)
             self._state = ShortPath(state=ShortPathState.REFUSED, detail=difference)
         else:
             self._state = ShortPath(state=ShortPathState.ON, detail=key)

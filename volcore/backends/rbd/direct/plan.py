@@ -1,7 +1,7 @@
-"""What one direct clone is going to write, and in which order.
+"""What one direct clone, or one blank image, is going to write, and in which order.
 
 Wave 1, the names: row of the directory with the plan, entry in librbd's list.
-Wave 2, the image: header in one write, object map, link in the parent's header, name object.
+Wave 2, the image: header in one write, object map, a clone's link in its parent, name object.
 Behind the answer: the row says that the volume is complete.
 
 Wave 2 starts when all of wave 1 is durable, so an image of ours always has a row and a name, and
@@ -22,8 +22,8 @@ from volcore.backends.rbd.directory import Link
 from volcore.backends.rbd.header import RECORD_PREFIX
 
 DIRECTORY_OBJECT: Final = "rbd_directory"
-IMAGE_WRITES: Final = 4
-"""Writes of wave 2 for each clone."""
+LINK_WRITE: Final = 2
+"""Which write of wave 2 is a clone's link; the last one is the name object."""
 _DERIVED_DIGITS: Final = 8
 _RANDOM_DIGITS: Final = 6
 ID_DIGITS: Final = _DERIVED_DIGITS + _RANDOM_DIGITS
@@ -32,37 +32,40 @@ ID_DIGITS: Final = _DERIVED_DIGITS + _RANDOM_DIGITS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One clone of a snapshot in the same pool."""
+    """One clone of a snapshot in the same pool, or one blank image."""
 
     volume_id: str
     link: Link
     pool_id: int
     size_bytes: int
-    overlap_bytes: int
+    overlap_bytes: int = 0
     """Bytes that are read from the parent: the snapshot's size."""
     order: int
     features: int
     records: Mapping[str, bytes] = field(default_factory=dict, hash=False)
-    """What the clone carries, see `carrying.py`."""
+    """What the image carries, see `carrying.py`."""
 
     def name(self) -> Write:
         """Return the name object."""
         return naming(self.volume_id, self.link.image_id)
 
-    def image(self, ioctx: Any, *, parent_features: int) -> list[Write]:
-        """Return wave 2: header, object map, link, name object.
+    def image(self, ioctx: Any, *, parent_features: int = 0) -> list[Write]:
+        """Return wave 2: header, object map, a clone's link, name object.
 
         The link is refused (ECANCELED) unless the parent's features are `parent_features`, and
         (ENOENT) when the snapshot is gone.
         """
         rados, link = bindings().rados, self.link
+        parent = None
+        if link.parent_id:
+            parent = wire.parent_row(self.pool_id, link.parent_id, link.snap, self.overlap_bytes)
         rows = wire.header_rows(
             image_id=link.image_id,
             owner=self.volume_id,
             size_bytes=self.size_bytes,
             order=self.order,
             features=self.features,
-            parent=wire.parent_row(self.pool_id, link.parent_id, link.snap, self.overlap_bytes),
+            parent=parent,
         )
         rows |= {RECORD_PREFIX + key: raw for key, raw in self.records.items()}
         object_map = wire.empty_object_map(self.size_bytes, self.order)
@@ -75,13 +78,14 @@ class Plan:
             op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
             op.write_full(object_map)
 
-        expected = parent_features.to_bytes(8, "little").decode("ascii")
-        return [
+        writes = [
             Write(header_object(link.image_id), fill_header),
             Write(map_object(link.image_id), fill_map),
-            attaching(self.pool_id, link, expect=("features", expected)),
-            self.name(),
         ]
+        if link.parent_id:
+            expected = parent_features.to_bytes(8, "little").decode("ascii")
+            writes.append(attaching(self.pool_id, link, expect=("features", expected)))
+        return [*writes, self.name()]
 
 
 def new_image_id(volume_id: str) -> str:
@@ -110,7 +114,7 @@ def naming(name: str, image_id: str) -> Write:
 
 
 def listing(plans: Sequence[Plan]) -> Write:
-    """Return the entries of all clones in librbd's list of images; all or none."""
+    """Return the entries of all images in librbd's list; all or none."""
     return _directory_entries(plans, "dir_add_image")
 
 

@@ -1,12 +1,12 @@
-"""Comparing direct clones and snapshots with librbd's own on the cluster at hand, before any use.
+"""Comparing what the short path makes with librbd's own on the cluster at hand, before any use.
 
 One scratch image, two clones of it, one by librbd and one directly, through the same life: opened,
 read through the parent, written, snapshot (one by librbd, one directly), written again, compared
 with the snapshot, cloned from it and as it is, rolled back, flattened, removed, by librbd. After
 each step headers, object maps, the parent's links, and the bytes of disk and snapshot must be
-equal, but for ids and times. A second pair is larger than the parent. The scratch images have rows
-nowhere; a row of the directory says that they may exist, from before the first until after the
-last.
+equal, but for ids and times. A second pair is larger than the parent, a third one blank. The
+scratch images have rows nowhere; a row of the directory says that they may exist, from before the
+first until after the last.
 """
 
 import hashlib
@@ -39,11 +39,13 @@ from volcore.backends.rbd.header import Headers
 from volcore.backends.rbd.opening import settled
 from volcore.errors import NotFoundError
 
-SCHEME: Final = 2
+SCHEME: Final = 3
 """Raised whenever what is written, or what is compared, changes."""
 SCRATCH: Final = ".volcore-proof"
-_PAIRS: Final = ((0, "same size"), (3, "larger"))
+_PAIRS: Final = ((0, "a new clone (same size)"), (3, "a new clone (larger)"))
 """Objects by which a clone is larger than its parent."""
+_BLANK: Final = len(_PAIRS)
+"""Number of the pair of blank images."""
 _PARENT_OBJECTS: Final = 5
 _SNAPSHOT: Final = "q"
 _HIDDEN: Final = f"{HIDDEN_PREFIX}child"
@@ -65,10 +67,19 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two clones that must be alike."""
+    """Two images that must be alike."""
 
-    theirs: str
-    ours: str
+    number: int
+
+    @property
+    def theirs(self) -> str:
+        """Made by librbd."""
+        return f"{SCRATCH}.theirs{self.number}"
+
+    @property
+    def ours(self) -> str:
+        """Made directly."""
+        return f"{SCRATCH}.ours{self.number}"
 
     @property
     def names(self) -> tuple[str, str]:
@@ -147,7 +158,7 @@ class Proof:
     def clean_up(self) -> None:
         """Delete all scratch images; idempotent."""
         for suffix in ("theirs", "ours"):
-            for number in range(len(_PAIRS)):
+            for number in range(_BLANK + 1):
                 self._delete(f"{SCRATCH}.{suffix}{number}{_CHILD}")
                 self._drop_dangling_links(f"{SCRATCH}.{suffix}{number}")
                 self._delete(f"{SCRATCH}.{suffix}{number}")
@@ -159,10 +170,7 @@ class Proof:
         """Raise DifferenceError at the first difference."""
         size_bytes = _PARENT_OBJECTS << self._order
         with translated("make a scratch image"):
-            self._rbd.RBD().create(
-                self._ioctx, SCRATCH, size_bytes, self._order, old_format=False,
-                features=self._features,
-            )  # fmt: skip
+            self._create(SCRATCH, size_bytes)
             with self._rbd.Image(self._ioctx, SCRATCH) as image:
                 image.write(b"parent", 0)
                 image.write(b"parent", 2 << self._order)
@@ -171,10 +179,14 @@ class Proof:
         self._step()
         pairs = []
         for number, (more, what) in enumerate(_PAIRS):
-            pair = _Pair(f"{SCRATCH}.theirs{number}", f"{SCRATCH}.ours{number}")
+            pair = _Pair(number)
             self._clone_both(pair, snap, size_bytes, size_bytes + (more << self._order))
-            self._same(pair, snap, f"a new clone ({what})")
+            self._same(pair, snap, what)
             pairs.append(pair)
+        blank = _Pair(_BLANK)
+        self._create_both(blank, size_bytes)
+        self._same(blank, snap, "a new image")
+        pairs.append(blank)
         self._live(pairs, snap)
 
     def _clone_both(self, pair: _Pair, snap: int, overlap_bytes: int, size_bytes: int) -> None:
@@ -191,10 +203,24 @@ class Proof:
         self._step()
         self._write(self._plan(pair.ours, parent_id, snap, overlap_bytes, size_bytes))
 
+    def _create_both(self, pair: _Pair, size_bytes: int) -> None:
+        """Make one blank image through librbd, the other directly."""
+        with translated("make a scratch image"):
+            self._create(pair.theirs, size_bytes)
+        self._headers.mark(self._like.image_id(pair.theirs), pair.theirs)
+        self._step()
+        self._write(self._plan(pair.ours, "", 0, 0, size_bytes))
+
+    def _create(self, name: str, size_bytes: int) -> None:
+        """Make a blank image through librbd."""
+        self._rbd.RBD().create(
+            self._ioctx, name, size_bytes, self._order, old_format=False, features=self._features
+        )
+
     def _plan(
         self, name: str, parent_id: str, snap: int, overlap_bytes: int, size_bytes: int
     ) -> Plan:
-        """Return what to write for a direct clone."""
+        """Return what to write for a direct clone, or for a blank image if it has no parent."""
         return Plan(
             volume_id=name,
             link=Link(image_id=new_image_id(name), parent_id=parent_id, snap=snap),
@@ -206,20 +232,23 @@ class Proof:
         )
 
     def _write(self, plan: Plan, *more: list[Write]) -> None:
-        """Do the writes of a direct clone, and what follows them."""
-        features = self._features | wire.OPERATIONS
+        """Do the writes of a direct image, and what follows them."""
+        features = 0
+        if plan.link.parent_id:
+            rows = self._like.rows(header_object(plan.link.parent_id))
+            features = int.from_bytes(rows["features"], "little")
         waves = [listing([plan])], plan.image(self._ioctx, parent_features=features), *more
         for wave in waves:
             codes = self._waves.run(wave)
             if any(codes):
-                raise DifferenceError(f"the cluster refused the writes of a clone: {codes}")
+                raise DifferenceError(f"the cluster refused the writes of an image: {codes}")
         self._step()
 
     def _live(self, pairs: list[_Pair], snap: int) -> None:
-        """Let librbd use all clones alike, and look after each step."""
+        """Let librbd use all images alike, and look after each step."""
         each = self._each
         steps: tuple[tuple[str, Callable[[list[_Pair]], None]], ...] = (
-            ("reading", each(_read)),
+            ("reading", self._read),
             ("writing", each(lambda image: image.write(b"child", 1 << self._order))),
             ("copying up", each(lambda image: image.write(b"child", 100))),
             ("a snapshot", self._snapshot),
@@ -229,7 +258,7 @@ class Proof:
             ("cloning it as it is", self._clone_live),
             ("deleting that clone", each(self._delete_child)),
             ("rolling back", each(lambda image: image.rollback_to_snap(_SNAPSHOT))),
-            ("flattening", each(lambda image: image.flatten())),
+            ("flattening", self._flatten),
             ("deleting the snapshot", each(lambda image: image.remove_snap(_SNAPSHOT))),
         )
         for what, step in steps:
@@ -239,15 +268,29 @@ class Proof:
                 self._same(pair, snap, what)
                 contents = [self._like.content(name) for name in pair.names]
                 if contents[0] != contents[1]:
-                    raise DifferenceError(f"after {what} the clones have different bytes or diffs")
+                    raise DifferenceError(f"after {what} the images have different bytes or diffs")
         links = self._like.rows(header_object(self._like.image_id(SCRATCH))).get(
             wire.children_key(snap)
         )
         if links not in (None, bytes(4)):
             raise DifferenceError("after flattening the parent still has links")
 
+    def _read(self, pairs: list[_Pair]) -> None:
+        """Read what the parent has, or what none has."""
+
+        def read(image: Any) -> None:
+            wanted = bytes(6) if image.get_name() in _Pair(_BLANK).names else b"parent"
+            if image.read(0, 6) != wanted:
+                raise DifferenceError("librbd reads other bytes through a direct image")
+
+        self._each(read)(pairs)
+
+    def _flatten(self, pairs: list[_Pair]) -> None:
+        """Flatten the clones."""
+        self._each(lambda image: image.flatten())([p for p in pairs if p.number != _BLANK])
+
     def _snapshot(self, pairs: list[_Pair]) -> None:
-        """Make a snapshot of each clone: of librbd's through librbd, of ours directly."""
+        """Make a snapshot of each image: of librbd's through librbd, of ours directly."""
         self._everywhere(
             [pair.theirs for pair in pairs], lambda image: image.create_snap(_SNAPSHOT)
         )
@@ -269,7 +312,7 @@ class Proof:
         return self._headers.snap_seq(image_id)
 
     def _clone_live(self, pairs: list[_Pair]) -> None:
-        """Clone each clone through a hidden snapshot that goes to the trash at once."""
+        """Clone each image through a hidden snapshot that goes to the trash at once."""
 
         def by_librbd(image: Any) -> None:
             name = image.get_name()
@@ -313,11 +356,11 @@ class Proof:
         librbd.remove(self._ioctx, name + _CHILD)
 
     def _each(self, step: Callable[[Any], object]) -> Callable[[list[_Pair]], None]:
-        """Return what does one step to all clones of pairs."""
+        """Return what does one step to all images of pairs."""
         return lambda pairs: self._everywhere([name for pair in pairs for name in pair.names], step)
 
     def _everywhere(self, names: list[str], step: Callable[[Any], object]) -> None:
-        """Do one step to all clones at once: snapshots then share a proposal of the monitors."""
+        """Do one step to all images at once: snapshots then share a proposal of the monitors."""
         raised: list[BaseException] = []
 
         def work(name: str) -> None:
@@ -339,7 +382,7 @@ class Proof:
             raise raised[0]
 
     def _same(self, pair: _Pair, snap: int, when: str) -> None:
-        """Raise DifferenceError unless librbd's clone and ours are stored alike."""
+        """Raise DifferenceError unless librbd's image and ours are stored alike."""
         theirs, ours = (self._like.stored(name) for name in pair.names)
         different = sorted(
             key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)
@@ -397,8 +440,3 @@ class Proof:
         """Stop between two steps if the pool is being closed."""
         if self._stop.is_set():
             raise StoppedError
-
-
-def _read(image: Any) -> None:
-    if image.read(0, 6) != b"parent":
-        raise DifferenceError("librbd does not read the parent's bytes through a direct clone")

@@ -1,4 +1,4 @@
-"""What a crash leaves of a direct clone: finished if its header is there, else undone.
+"""What a crash leaves of a direct clone or a blank image: finished if its header is there, or gone.
 
 A row with a link says that wave 1 was sent; wave 2 may have been, in any part. The header decides:
 it is one write, and what has a header may have been used. Its missing link is written; without
@@ -39,7 +39,7 @@ _STALE: Final = -116
 
 
 class DirectRecovery:
-    """Finishes or undoes direct clones of one pool; every call may be repeated."""
+    """Finishes or undoes what the short path makes in one pool; every call may be repeated."""
 
     def __init__(self, waves: Waves, headers: Headers, directory: Directory) -> None:
         self._waves = waves
@@ -49,7 +49,7 @@ class DirectRecovery:
         self._pool_id = int(waves.ioctx.get_pool_id())
 
     def settle(self, entry: Entry) -> bool:
-        """Finish the clone of a row with a link, or undo it; return whether it exists now.
+        """Finish the image of a row with a link, or undo it; return whether it exists now.
 
         Precondition: no thread of this process makes it. The row may be old: what it says is done
         only if it still says so.
@@ -74,28 +74,33 @@ class DirectRecovery:
         image: bool = True,
         snapshot: bool = True,
     ) -> None:
-        """Delete what there is of a clone: image, link, map, name, and its row last.
+        """Delete what there is of an image: header, link, map, name, and its row last.
 
         Args:
-            volume_id: of the clone.
+            volume_id: of the image.
             link: as planned.
-            names: False: name and entry are not the clone's.
-            image: False: header and map are not the clone's.
+            names: False: name and entry are not the image's.
+            image: False: header and map are not the image's.
             snapshot: False: the caller cares for the snapshot if it is not needed any more.
         """
         if image:
             self._delete(header_object(link.image_id))
+        if link.parent_id:
+            self._unlink(volume_id, link, snapshot=snapshot)
+        if image:
+            self._delete(map_object(link.image_id))
+        if names:
+            self.delete_name(volume_id, link.image_id)
+        self.forget(volume_id, link)
+
+    def _unlink(self, volume_id: str, link: Link, *, snapshot: bool) -> None:
+        """Delete the link of a clone, and with `snapshot` its snapshot if it was only for it."""
         body = wire.child_link(self._pool_id, link.image_id, link.snap)
         detached = self._run(calling(header_object(link.parent_id), "child_detach", body), _ENOENT)
         if snapshot and link.hidden:
             self._drop_unshared(volume_id, link)
         elif snapshot and detached == 0:
             drop_needless(self._ioctx, self._headers, link.parent_id, link.snap)
-        if image:
-            self._delete(map_object(link.image_id))
-        if names:
-            self.delete_name(volume_id, link.image_id)
-        self.forget(volume_id, link)
 
     def _drop_unshared(self, volume_id: str, link: Link) -> None:
         """Drop a clone's hidden snapshot, unless another that was made with it is to be settled.
@@ -126,7 +131,7 @@ class DirectRecovery:
                     image.remove_snap_by_id(link.snap)
 
     def forget(self, volume_id: str, link: Link) -> None:
-        """Delete the row of a clone in the making, if it is still that."""
+        """Delete the row of an image in the making, if it is still that."""
         entry = self._directory.find(volume_id)
         if entry is not None and entry.link == link:
             self._directory.forget(volume_id)
@@ -159,11 +164,12 @@ class DirectRecovery:
         )
 
     def _make_whole(self, volume_id: str, link: Link) -> bool:
-        """Add what is missing of a clone with a header; return whether it is whole."""
+        """Add what is missing of an image with a header; return whether it is whole."""
         rows = self._rows(header_object(link.image_id), ("features", "parent"))
         if rows is None or "features" not in rows:
             return False
-        if self._reads_from_parent(rows.get("parent", b""), link) and not self._is_linked(link):
+        reads = bool(link.parent_id) and self._reads_from_parent(rows.get("parent", b""), link)
+        if reads and not self._is_linked(link):
             code = self._run(attaching(self._pool_id, link), _EEXIST, _ENOENT)
             if code == _ENOENT:
                 return False

@@ -1,4 +1,4 @@
-"""The bytes of a clone: arguments of class methods, rows of a header, an object map.
+"""The bytes of a clone and of a blank image: arguments of class methods, header, object map.
 
 All numbers are little-endian. What is built here is compared, byte for byte, with what librbd
 writes on the cluster at hand before it is used (`proof.py`); docs/formats/direct-clone.md has the
@@ -104,24 +104,27 @@ def parent_row(pool_id: int, image_id: str, snap: int, overlap_bytes: int) -> by
 
 
 def header_rows(
-    *, image_id: str, owner: str, size_bytes: int, order: int, features: int, parent: bytes
+    *, image_id: str, owner: str, size_bytes: int, order: int, features: int, parent: bytes | None
 ) -> dict[str, bytes]:
-    """Return all rows of the header of a new clone of format 2."""
+    """Return all rows of the header of a new clone of format 2; without `parent`, a blank image."""
     now_ns = time.time_ns()
     now = struct.pack("<II", now_ns // 10**9, now_ns % 10**9)
-    return {
+    rows = {
         "access_timestamp": now,
         "create_timestamp": now,
-        "features": struct.pack("<Q", features | OPERATIONS),
+        "features": struct.pack("<Q", features),
         f"metadata_{OWNER_KEY}": owner.encode(),
         "modify_timestamp": now,
         "object_prefix": string(f"rbd_data.{image_id}"),
-        "op_features": struct.pack("<Q", CLONE_CHILD),
         "order": struct.pack("<B", order),
-        "parent": parent,
         "size": struct.pack("<Q", size_bytes),
         "snap_seq": bytes(8),
     }
+    if parent is not None:
+        rows["features"] = struct.pack("<Q", features | OPERATIONS)
+        rows["op_features"] = struct.pack("<Q", CLONE_CHILD)
+        rows["parent"] = parent
+    return rows
 
 
 def new_snapshot(snap: int, name: str) -> bytes:
