@@ -19,7 +19,7 @@ from benchmarks.rbd import page
 from benchmarks.rbd.site import Outcome, Site
 
 ROOT = Path(__file__).resolve().parents[2]
-SCENARIOS = ("clone", "warm", "burst", "snapshot", "delete", "diff", "look", "scaling")
+SCENARIOS = ("clone", "blank", "warm", "burst", "snapshot", "delete", "diff", "look", "scaling")
 STORES: tuple[Literal["bluestore", "memstore"], ...] = ("bluestore", "memstore")
 DIRECTORY = Path("/var/tmp")
 """On a disk, where the temporary directory may be in memory; short, since sockets go below it."""

@@ -20,8 +20,19 @@ def librbd_clone(site: Site, parent: str, target: str) -> None:
     site.rbd.RBD().clone(site.ioctx, parent, "s", site.ioctx, target, FEATURES, ORDER)
 
 
+def librbd_create(site: Site, target: str, size_bytes: int) -> None:
+    """`rbd.create` on a connection that stays open."""
+    site.rbd.RBD().create(site.ioctx, target, size_bytes, ORDER, False, FEATURES)
+
+
 def tool_clone(site: Site, parent: str, target: str) -> None:
     site.rbd_tool("clone", f"plain/{parent}@s", f"plain/{target}")
+
+
+def cinder_create(site: Site, target: str, size_bytes: int) -> None:
+    """create_volume, blank."""
+    with _connected(site) as ioctx:
+        site.rbd.RBD().create(ioctx, target, size_bytes, ORDER, False, FEATURES)
 
 
 def cinder_from_snapshot(site: Site, parent: str, target: str) -> None:
