@@ -278,6 +278,25 @@ def test_what_is_doubtful_is_left_out(ceph_cluster, ceph_pool):
         assert site.backend.carried([newer]) == {newer: {"volume/newer": b'{"v":99}'}}
 
 
+def test_beside_a_delete(site, monkeypatch):
+    """Goal: what is being freed is no finding. Method: a delete between two looks of a rebuild."""
+    site.engine.volumes.create("p", CreateVolume(name="parent", size_bytes=SIZE))
+    parent = site.pool.volume("parent").backend_id
+    site.backend.clone(parent, None, "child", SIZE)  # keeps the image of its parent in the trash
+    walk = Directory.walk_retired
+
+    def delete_after(self):
+        found = list(walk(self))
+        monkeypatch.setattr(Directory, "walk_retired", walk)
+        site.backend.delete(parent)
+        return iter(found)
+
+    monkeypatch.setattr(Directory, "walk_retired", delete_after)
+    assert list(site.backend.enter_all()) == []
+    session = site.backend._session()
+    assert parent in {one["name"] for one in session.rbd.trash_list(session.ioctx)}
+
+
 def write_rows(ioctx, image_id: str, rows: dict[str, bytes]) -> None:
     import rados
 

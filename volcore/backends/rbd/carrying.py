@@ -57,8 +57,10 @@ def carried(session: Session, volume_ids: Sequence[str]) -> dict[str, dict[str, 
 def enter_all(session: Session) -> Iterator[Fault]:
     """See `SupportsCarry.enter_all`."""
     session.direct.flush()
-    known = {entry.volume_id for entry in session.directory.walk()}
-    retired = set(session.directory.walk_retired())
+    entries = list(session.directory.walk())
+    known = {entry.volume_id for entry in entries}
+    # Also those of volumes whose deletion is under way, by now in the trash.
+    ours = {entry.image_id for entry in entries} | set(session.directory.walk_retired())
     with translated(f"list the rbd images of pool {session.pool}"):
         listed = [(str(x["id"]), str(x["name"])) for x in session.rbd.list2(session.ioctx)]
         trashed = [(str(x["id"]), str(x["name"])) for x in session.rbd.trash_list(session.ioctx)]
@@ -81,7 +83,7 @@ def enter_all(session: Session) -> Iterator[Fault]:
             for name, image_id in whole.items():
                 session.directory.take_over(name, image_id)
     for image_id, name in trashed:
-        if image_id not in retired and session.headers.owner(image_id) == name:
+        if image_id not in ours and session.headers.owner(image_id) == name:
             yield unlisted_image(name, image_id, in_trash=True)
 
 
