@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.openstack.cinder_api import CinderApi
 from tests.openstack.glance_api import GlanceApi
+from tests.openstack.rest import ApiError
 from tests.openstack.rig import Rig
 from volcore.limits import MIB
 from volcore.testing.cluster import CephCluster, stop_daemons
@@ -19,7 +20,7 @@ from volcore.testing.server import RunningServer
 QUICK = "paxos propose interval = 0.02\npaxos min wait = 0.01\n"
 OURS, STOCK, NOTHING = "ours-rbd", "stock", "fake"  # it tells the scheduler that name
 IMAGE_BYTES = 64 * MIB
-START_S = 90
+START_S = 150
 
 
 class Site:
@@ -76,7 +77,9 @@ class Site:
         deadline = time.monotonic() + START_S
         while True:
             said = self.rig.log("volume")
-            pools = self.cinder.call("GET", "/scheduler-stats/get_pools?detail=true")["pools"]
+            pools = []
+            with contextlib.suppress(ApiError):  # while the scheduler starts
+                pools = self.cinder.call("GET", "/scheduler-stats/get_pools?detail=true")["pools"]
             up = {pool["name"].split("@")[1].split("#")[0] for pool in pools}
             if {OURS, STOCK, NOTHING} <= up and said.count("Driver initialization completed") >= 3:
                 return
