@@ -350,9 +350,9 @@ RBD_POOL: Final[Mapping[str, Key]] = {
         "boolean",
         switch,
         "`true`",
-        "`true`: make clones in two round trips, and snapshots of volumes that nobody has open in "
-        "four, once a comparison with librbd has shown that it makes the same on this cluster; "
-        "`volcore pool get` tells. `false`: always through librbd.",
+        "`true`: make clones and blank volumes in two round trips, and snapshots of volumes that "
+        "nobody has open in four, once a comparison with librbd has shown that it makes the same "
+        "on this cluster; `volcore pool get` tells. `false`: always through librbd.",
     ),
     "warm_clones": Key(
         "integer",

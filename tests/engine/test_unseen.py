@@ -1,15 +1,18 @@
 """Volumes made without a look are as with one: blank, or of a source seen lately."""
 
+import time
 from collections.abc import Callable
 
 import pytest
+from rbd_backend.test_pool import ceph_cluster_command
+from rbd_backend.test_warm import start
 
 from engine.conftest import Bench
 from volcore.engine.engine import Engine, EngineSettings
 from volcore.engine.lately import MADE_MAX, NAMES_MAX, SOURCES_MAX, Lately
 from volcore.engine.pool import drop, put
 from volcore.engine.views import AttachmentView, CreateVolume, SourceRef
-from volcore.errors import PreconditionError, Reason, VolcoreError
+from volcore.errors import ExhaustedError, PreconditionError, Reason, VolcoreError
 from volcore.limits import MIB
 from volcore.model import names
 from volcore.model.fences import FencedHost, FenceState
@@ -25,13 +28,16 @@ from volcore.model.records import (
     State,
     Volume,
 )
+from volcore.testing.cluster import CephCluster
+from volcore.testing.device_contract import put as put_data
 from volcore.testing.intents import intents_of
 
 SIZE = 8 * MIB
 SOURCES = {SourceKind.IMAGE: "gold", SourceKind.SNAPSHOT: "src/s"}
+Answer = tuple[object, ...]
 
 
-def make(engine: Engine, kind: SourceKind | None, name: str, size_bytes: int = 0) -> object:
+def make(engine: Engine, kind: SourceKind | None, name: str, size_bytes: int = 0) -> Answer:
     """Make one, blank without a kind; return what is to be compared, of an error too."""
     source = None if kind is None else SourceRef(kind=kind, key=SOURCES[kind])
     request = CreateVolume(name=name, source=source, size_bytes=size_bytes)
@@ -43,7 +49,7 @@ def make(engine: Engine, kind: SourceKind | None, name: str, size_bytes: int = 0
     return made.source, made.size_bytes, made.labels
 
 
-def answers(engine: Engine, kind: SourceKind | None, end: str = "") -> list[object]:
+def answers(engine: Engine, kind: SourceKind | None, end: str = "") -> list[Answer]:
     """To some requests, one of them repeated and one of them wrong."""
     wanted = (("new", 0), ("new", 0), ("large", 3 * SIZE), ("small", SIZE // 2))
     if kind is None:
@@ -235,3 +241,27 @@ def test_bounded() -> None:
         lately.note_made(str(number), b"x")
     assert lately.made("0") is None
     assert lately.made("1") == b"x"
+
+
+@pytest.mark.ceph
+def test_repeated_on_a_full_pool(ceph_cluster: CephCluster, ceph_pool: str) -> None:
+    """Goal: what exists is told, full or not. Method: a quota, and a server that knows no names."""
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        prepare(site.engine)
+        asked = [(kind, f"made-{kind}") for kind in (*SOURCES, None)]
+        made = [make(site.engine, kind, name, SIZE) for kind, name in asked]
+        put_data(site.backend, site.pool.volume("made-None").backend_id, 0, bytes(6 * MIB))
+        site.pool.making.flush()
+    ceph_cluster_command(ceph_cluster, "osd pool set-quota", ceph_pool, "max_bytes", str(4 * MIB))
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo:
+        deadline_s = time.monotonic() + 60
+        while (
+            make(site.engine, None, f"other-{time.monotonic_ns()}", SIZE)[0] is not ExhaustedError
+        ):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        site.pool.image("gold")
+        site.pool.snapshot("src", "s")
+        assert [make(site.engine, kind, name, SIZE) for kind, name in asked] == made

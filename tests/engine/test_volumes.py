@@ -50,6 +50,26 @@ def test_same_call_returns_same_volume(bench):
     assert all(bench.engine.volumes.create("p", blank("v")) == first for _ in range(10))
 
 
+def test_many_blank_at_once(bench):
+    """Goal: calls that share a turn get their own answers. Method: 16 callers, some names twice."""
+    taken = bench.engine.volumes.create("p", blank("v-0"))
+
+    def create(number: int) -> Volume | VolcoreError:
+        try:
+            return bench.engine.volumes.create("p", blank(f"v-{number % 24}", 2 * SIZE))
+        except VolcoreError as err:
+            return err
+
+    with ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(create, range(48)))
+    assert {answers[0].reason, answers[24].reason} == {Reason.NAME_TAKEN}
+    assert answers[1:24] == answers[25:]
+    listed = bench.engine.volumes.list("p", limit=100)
+    assert sorted(volume.name for volume in listed) == sorted(f"v-{n}" for n in range(24))
+    assert {volume.id for volume in listed} == {taken.id, *(one.id for one in answers[1:24])}
+    assert set(bench.pool.backend.walk()) == {volume.backend_id for volume in listed}
+
+
 def test_other_parameters_are_a_conflict(bench):
     """A name that exists with another size is refused and unchanged."""
     first = bench.engine.volumes.create("p", blank("v"))

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 from volcore.backends.rbd import Cluster, RbdBackend, lease
 from volcore.backends.rbd.connection import ClusterOptions
+from volcore.errors import Reason, UnavailableError
 from volcore.limits import MIB
 from volcore.testing.cluster import CephAccess, CephCluster
 from volcore.testing.device_contract import put
@@ -108,6 +109,20 @@ def counted(access: CephAccess, pool: str, directory: Path) -> Iterator[tuple[Rb
         with closing(backend):
             backend.wait_for_short_path()
             yield backend, at
+
+
+@contextmanager
+def recovery_cut(session: Any, allowed: int) -> Iterator[None]:
+    """Let recovery of the short path do so many writes; the one behind them raises."""
+    run, left = session.direct.recovery._run, iter(range(allowed))
+
+    def limited(write: Any, *accepted: int) -> int:
+        if next(left, None) is None:
+            raise UnavailableError("cut", reason=Reason.CLUSTER_UNREACHABLE)
+        return int(run(write, *accepted))
+
+    with patch.object(session.direct.recovery, "_run", limited):
+        yield
 
 
 def check_object_maps(access: CephAccess, pool: str, image: str) -> None:

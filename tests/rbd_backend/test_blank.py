@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rbd_backend.pools import client_counters, counted, leftovers, opened, raw_pool
+from rbd_backend.pools import client_counters, counted, leftovers, opened, raw_pool, recovery_cut
 from rbd_backend.test_direct import subsets
 from rbd_backend.test_pool import ceph_cluster_command
 from volcore.backends.contract import ShortPathState
@@ -85,23 +85,14 @@ def test_cut_anywhere(direct, ceph_cluster, ceph_pool):
         assert leftovers(ceph_cluster, ceph_pool) == clean, (named, imaged)
 
 
-def test_recovery_cut_anywhere(direct, ceph_cluster, ceph_pool, monkeypatch):
+def test_recovery_cut_anywhere(direct, ceph_cluster, ceph_pool):
     """Goal: undoing can be cut, too. Method: fail before each of its writes, then repeat it."""
     session = direct._session()
-    run = session.direct.recovery._run
     clean = leftovers(ceph_cluster, ceph_pool)
     for allowed in range(5):
         first, second = writes_of(direct, "b")
         assert not any(session.direct.waves.run([*first, second[0]]))
-        left = iter(range(allowed))
-
-        def limited(write, *accepted, left=left):
-            if next(left, None) is None:
-                raise UnavailableError("cut", reason="CLUSTER_UNREACHABLE")
-            return run(write, *accepted)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(session.direct.recovery, "_run", limited)
+        with recovery_cut(session, allowed):
             try:
                 direct.collect()
             except UnavailableError:

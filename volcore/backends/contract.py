@@ -284,7 +284,7 @@ class VolumeBackend(ABC):
 
 
 class ShortPathState(StrEnum):
-    """Whether clones are made in fewer round trips than the storage's own library needs."""
+    """Whether volumes are made in fewer round trips than the storage's own library needs."""
 
     OFF = "OFF"
     """The configuration says so, or the pool has no lock."""
@@ -305,7 +305,7 @@ class ShortPath:
 
 @runtime_checkable
 class SupportsShortPath(Protocol):
-    """A short path for clones, which is used only after it proved itself."""
+    """A short path to new volumes, which is used only after it proved itself."""
 
     @property
     def short_path(self) -> ShortPath:
@@ -331,7 +331,7 @@ class SupportsMakeMany(Protocol):
         reserve: Callable[[], None] = no_reserve,
         records: Records | None = None,
     ) -> dict[str, VolcoreError]:
-        """Make a blank volume for each (id: size in bytes), as `create` does; else as below."""
+        """Make a blank volume for each (id: size in bytes); else as `clone_many`."""
 
     def clone_many(
         self,
@@ -348,7 +348,7 @@ class SupportsMakeMany(Protocol):
         (`SupportsCarry`).
 
         Without a snapshot, clones show the volume at an instant of this call, most often the same.
-        Atomicity: of each clone. Returns the errors of those that failed; they left nothing.
+        Atomicity: of each volume. Returns the errors of those that failed; they left nothing.
 
         `reserve` is called once, in this thread: it makes durable what the caller needs to know of
         the volumes after a crash. Before it returns, nothing is made but names, beside it; a crash

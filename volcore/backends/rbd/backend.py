@@ -35,7 +35,7 @@ from volcore.backends.rbd import (
     blank,
     carrying,
     clones,
-    flattening,
+    flatten,
     foreign,
     parents,
     snapshots,
@@ -316,7 +316,7 @@ class RbdBackend(VolumeBackend):
 
     def flatten(self, volume_id: str, progress: Progress) -> None:
         """See `SupportsFlatten.flatten`; frees deleted ancestors that nobody else needs."""
-        flattening.flatten(self._changing(), volume_id, progress)
+        flatten.flatten(self._changing(), volume_id, progress)
 
     def revert(self, volume_id: str, snapshot_id: str) -> None:
         """See `SupportsRevert.revert`. Complexity: the chunks of both points."""
