@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -47,7 +48,8 @@ def site(ceph_cluster, ceph_pool) -> Iterator[Site]:
 def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
     """Goal: no read for a clone, one for a repeat. Method: librados' own counters.
 
-    The lease is renewed now and then beside it, hence the least of some.
+    The lease is renewed and records are looked through now and then beside it, for some ms: hence
+    the least of some, a while apart.
     """
     at, conf = tmp_path / "client.asok", tmp_path / "ceph.conf"
     conf.write_text(ceph_cluster.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
@@ -55,7 +57,8 @@ def test_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
 
     def cost(act: Callable[[str], object], stem: str, *, forget: bool = False) -> tuple[int, int]:
         found = []
-        for attempt in range(3):
+        for attempt in range(5):
+            time.sleep(0.1)
             if forget:
                 site.pool.catalog.lately._names.clear()
             before = client_counters(at)

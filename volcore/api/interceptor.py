@@ -143,6 +143,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = "ABORTED_BY_SERVICE"
             raise
+        except grpc.aio.InternalError:  # a stream's caller left while a message was sent
+            code = "CANCELLED"
+            raise
         except asyncio.CancelledError:
             code = "CANCELLED"
             refusal: VolcoreError | None = self._waiting.refusal(task)

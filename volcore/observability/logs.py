@@ -16,6 +16,7 @@ _SECRET: Final = re.compile(
 )
 _NOT_SECRET: Final = frozenset({"secret_uuid"})
 _HIDDEN: Final = "(hidden)"
+_GRPC: Final = "grpc._cython.cygrpc"
 
 
 def set_up_logs(*, level: str = "info", format: str = "json") -> None:
@@ -53,9 +54,19 @@ def set_up_logs(*, level: str = "info", format: str = "json") -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends],
         )
     )
+    logging.getLogger(_GRPC).addFilter(_not_of_a_caller_that_left)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.WARNING))
+
+
+def _not_of_a_caller_that_left(record: logging.LogRecord) -> bool:
+    """Say no to the trace of an answer that nobody waited for; a `logging` filter.
+
+    grpc raises and logs this if a caller goes while its answer is sent. The call has its own event.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
 
 
 def hide_secrets(
