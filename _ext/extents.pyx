@@ -2,11 +2,13 @@
 # cython: cdivision=True, initializedcheck=False
 """Extent algebra. Contract: volcore/kernels/extents.py.
 
-The GIL stays held: both sides are Python tuples, and building those is the work.
+The GIL stays held where both sides are Python tuples, and building those is the work.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport UINT8_MAX, UINT64_MAX, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
+from libc.string cimport memcpy
 
 from common cimport as_unsigned
 
@@ -144,6 +146,56 @@ cdef Py_ssize_t merge_core(Span *spans, Py_ssize_t count, Span *heap, Span *out)
     return out_count
 
 
+cdef Py_ssize_t count_changes(const uint8_t *kinds, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at, found = 0
+    for at in range(1, count):
+        found += kinds[at] != kinds[at - 1]
+    return found
+
+
+cdef Py_ssize_t run_end(const uint8_t *kinds, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
+    cdef uint8_t kind = kinds[at]
+    cdef uint64_t pattern = kind * <uint64_t>0x0101010101010101, word
+    at += 1
+    while at + 8 <= end:
+        memcpy(&word, kinds + at, 8)
+        if word != pattern:
+            break
+        at += 8
+    while at < end and kinds[at] == kind:
+        at += 1
+    return at
+
+
+cdef Py_ssize_t tabulate(const uint64_t *chunks, Py_ssize_t chunk_count, const uint8_t *kinds,
+                         Py_ssize_t block_count, uint64_t block_size, uint64_t end,
+                         uint64_t *table) noexcept nogil:
+    # Returns the number of words written: three for each extent.
+    cdef Py_ssize_t chunk, at, stop, used = 0
+    cdef uint64_t base, first, length
+    for chunk in range(chunk_count):
+        base = chunks[chunk] * (block_count * block_size)
+        at = 0
+        while at < block_count:
+            stop = run_end(kinds, at, block_count)
+            first = base + at * block_size
+            if first >= end:
+                return used
+            if kinds[at]:
+                length = min((stop - at) * block_size, end - first)
+                if used and (table[used - 3] + table[used - 2] == first
+                             and table[used - 1] == kinds[at]):
+                    table[used - 2] += length
+                else:
+                    table[used] = first
+                    table[used + 1] = length
+                    table[used + 2] = kinds[at]
+                    used += 3
+            at = stop
+        kinds += block_count
+    return used
+
+
 # ---- shells ----
 
 cdef Layout as_layout(object object_size, object unit, object count) except *:
@@ -220,3 +272,38 @@ def merge_extents(extents not None):
         return [(out[at].start, out[at].end - out[at].start, out[at].kind) for at in range(count)]
     finally:
         free(spans)
+
+
+cdef int check_chunks(const uint64_t[::1] chunks, Py_ssize_t block_count,
+                      uint64_t block_size) except -1:
+    cdef Py_ssize_t at
+    if block_size == 0 or block_size > <uint64_t>1 << 32 or block_count > 1 << 20:
+        raise ValueError(f"{block_count} blocks of {block_size} bytes are no chunk")
+    for at in range(1, chunks.shape[0]):
+        if chunks[at] <= chunks[at - 1]:
+            raise ValueError("the chunks do not ascend")
+    if chunks[chunks.shape[0] - 1] >= (<uint64_t>1 << 63) // (block_count * block_size):
+        raise ValueError(f"chunk {chunks[chunks.shape[0] - 1]} lies past 2**63 bytes")
+    return 0
+
+
+def of_blocks(const uint64_t[::1] chunks not None, const uint8_t[::1] kinds not None,
+              block_size_bytes, end_bytes):
+    cdef uint64_t block_size = as_unsigned(block_size_bytes), end = as_unsigned(end_bytes)
+    cdef Py_ssize_t count = chunks.shape[0], length = kinds.shape[0], bound, used
+    if count == 0 and length == 0:
+        return b""
+    if count == 0 or length == 0 or length % count:
+        raise ValueError(f"{length} blocks are not those of {count} chunks")
+    check_chunks(chunks, length // count, block_size)
+    with nogil:
+        bound = 3 * (count_changes(&kinds[0], length) + count)
+    cdef uint64_t *table = <uint64_t *>malloc(bound * sizeof(uint64_t))
+    if table == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            used = tabulate(&chunks[0], count, &kinds[0], length // count, block_size, end, table)
+        return PyBytes_FromStringAndSize(<char *>table, used * sizeof(uint64_t))
+    finally:
+        free(table)

@@ -156,6 +156,21 @@ class Database:
         """Keep other threads from changing anything for the block, without a transaction."""
         return self._lock
 
+    @contextmanager
+    def view(self) -> Iterator[None]:
+        """Show the block one state of the database, whatever other connections commit meanwhile.
+
+        It may change nothing, and others that use this connection wait for it.
+        """
+        with self._lock, _TRANSLATED:
+            assert not self._depth, "a transaction has its own view"
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
     def inside(self) -> bool:
         """Tell whether the calling thread is inside a transaction."""
         return self._owner == threading.get_ident()

@@ -101,7 +101,7 @@ def test_not_opened_first(pool: Path) -> None:
     die(backend)
     backend = opened(pool)
     changed = Extent(4 * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES, ExtentKind.DATA)
-    assert backend.diff("v", "s", None) == [changed]
+    assert list(backend.diff("v", "s", None)) == [changed]
     assert head(backend, "c") == ANSWERED
     backend.close()
 

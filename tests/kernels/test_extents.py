@@ -1,6 +1,7 @@
 """Extent algebra: known answers, boundaries, native == pure, golden digest, misuse."""
 
 import random
+from array import array
 from hashlib import sha256
 
 import pytest
@@ -215,3 +216,68 @@ def test_misuse_is_refused(extents, error, name, args, keywords):
 def test_a_sequence_that_lies_about_its_length_is_refused():
     with pytest.raises(ValueError, match="changed"):
         native("extents").merge_extents(Growing([(0, 1, 1), (1, 1, 1)]))
+
+
+def test_of_blocks(extents):
+    """Goal: runs as bytes. Method: some over a chunk's end, cut ones, gaps of chunks."""
+    kinds, chunks = bytes([0, 1, 1, 1, 1, 2, 2, 1]), array("Q", [1, 2])
+
+    def rows(end_bytes, at=chunks):
+        table = array("Q", extents.of_blocks(at, kinds, 10, end_bytes))
+        return list(zip(table[::3], table[1::3], table[2::3], strict=True))
+
+    assert rows(1000) == [(50, 40, 1), (90, 20, 2), (110, 10, 1)]
+    assert rows(95) == [(50, 40, 1), (90, 5, 2)]
+    assert rows(61) == [(50, 11, 1)]
+    assert rows(50) == rows(0) == []
+    far = (1 << 63) // 40 - 1
+    apart = rows(2**64 - 1, at=array("Q", [0, far]))
+    base = far * 40
+    assert apart == [(10, 30, 1), (base, 10, 1), (base + 10, 20, 2), (base + 30, 10, 1)]
+    assert extents.of_blocks(array("Q"), b"", 10, 10) == b""
+
+
+KINDS = st.lists(st.sampled_from([0, 0, 1, 1, 2, 255]), min_size=19, max_size=19)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), KINDS), max_size=6),
+    st.integers(0, 2000), st.integers(0, 12),
+)  # fmt: skip
+def test_of_blocks_native_equals_pure(maps, end_bytes, block_size_bytes):
+    """Goal: both give the same, for ascending chunks and others."""
+    chunks = array("Q", sorted({chunk for chunk, _ in maps}) or [3, 1])
+    kinds = bytes(kind for _, own in maps for kind in own)
+    native_one, pure_one = (
+        outcome(kernel.of_blocks, chunks, kinds, block_size_bytes, end_bytes)
+        for kernel in (native("extents"), oracle("extents"))
+    )
+    assert native_one == pure_one
+
+
+CHUNK = array("Q", [0])
+
+
+@pytest.mark.parametrize(
+    ("error", "args"),
+    [
+        (ValueError, (CHUNK, b"", 1, 1)),
+        (ValueError, (array("Q"), bytes(1), 1, 1)),
+        (ValueError, (array("Q", [0, 1]), bytes(3), 1, 1)),
+        (ValueError, (array("Q", [1, 1]), bytes(2), 1, 1)),
+        (ValueError, (array("Q", [2, 1]), bytes(2), 1, 1)),
+        (ValueError, (CHUNK, bytes(1), 0, 1)),
+        (ValueError, (CHUNK, bytes(1), 2**32 + 1, 1)),
+        (ValueError, (CHUNK, bytes(2**20 + 1), 1, 1)),
+        (ValueError, (array("Q", [2**61]), bytes(1), 4, 1)),
+        (OverflowError, (CHUNK, bytes(1), -1, 1)),
+        (OverflowError, (CHUNK, bytes(1), 1, 2**64)),
+        (TypeError, (CHUNK, bytes(1), 1.0, 1)),
+        (ValueError, (array("I", [0]), bytes(1), 1, 1)),
+        (BufferError, (CHUNK, memoryview(bytes(4))[::2], 1, 1)),
+        (TypeError, (CHUNK, None, 1, 1)),
+    ],
+)
+def test_misuse_of_blocks_is_refused(extents, error, args):
+    with pytest.raises(error):
+        extents.of_blocks(*args)

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -84,6 +85,25 @@ def has_head(ioctx: Any, name: str) -> bool:
     except rados.ObjectNotFound:
         return False
     return True
+
+
+def story_of(access: CephAccess, pool: str, backend: RbdBackend, volume_id: str) -> str:
+    """What the pool has of an image: snapshots, object maps, clones of its objects; for a human."""
+    session = backend._session()
+    entry = session.directory.find(volume_id)
+    assert entry is not None
+    image_id = entry.image_id
+    lines = [f"{one}" for one in session.headers.snapshots(image_id)]
+    with raw_pool(access, pool) as ioctx:
+        names = sorted(item.key for item in ioctx.list_objects() if image_id in item.key)
+        for name in dict.fromkeys(names):
+            if name.startswith("rbd_object_map"):
+                lines.append(f"{name} {ioctx.read(name)[-20:].hex()}")
+            elif name.startswith("rbd_data"):
+                command = ["rados", "-c", str(access.conf_path), "-p", pool, "listsnaps", name]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                lines.append(done.stdout)
+    return "\n".join(lines)
 
 
 def client_counters(path: Path) -> dict[str, int]:

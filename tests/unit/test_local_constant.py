@@ -5,12 +5,14 @@ snapshots and volumes and with few; no clock.
 """
 
 from array import array
+from contextlib import closing
 
 import pytest
 
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.backends.local.pagecodec import Page
-from volcore.limits import GIB, TIB
+from volcore.limits import BLOCK_SIZE_BYTES, GIB, TIB
+from volcore.model.extent import Extent, ExtentKind
 
 DEPTH = 300
 VOLUMES = 2000
@@ -30,9 +32,9 @@ CALLS = {
 class Counted:
     """Statements, and steps in tens."""
 
-    def __init__(self, backend):
-        self._database = backend._database
-        self._connection = backend._database._connection
+    def __init__(self, database):
+        self._database = database
+        self._connection = database._connection
         self.statements = self.steps = 0
 
     def __enter__(self):
@@ -109,7 +111,7 @@ def pools(tmp_path_factory):
 
 
 def cost(backend, call):
-    with pytest.raises(InterruptedError), Counted(backend) as counted:
+    with pytest.raises(InterruptedError), Counted(backend._database) as counted:
         undone(backend, call)
     return counted
 
@@ -142,9 +144,48 @@ def test_push_of_an_open_volume(pools):
     for backend in pools:
         with backend.open_device("v", read_only=False) as device:
             device.write(0, b"x")
-            with Counted(backend) as counted:
+            with Counted(backend._database) as counted:
                 backend.create_snapshot("v", "pushed")
             counts.append(counted)
             backend.delete_snapshot("v", "pushed")
     assert counts[1].statements == counts[0].statements
     assert counts[1].steps <= counts[0].steps + 60
+
+
+def test_diff_reads_what_differs(tmp_path):
+    """Goal: a diff costs what changed. Method: the same one among few pages, and among many."""
+    backend = LocalBackend(LocalStore.open(tmp_path))
+    backend.open()
+    with closing(backend):
+        for name in ("v", "w"):
+            backend.create(name, TIB)
+        pages(backend, 500)
+        backend.create_snapshot("v", "one")
+        with backend.open_device("v", read_only=False) as device:
+            device.write(GIB, b"changed")
+        backend.create_snapshot("v", "two")
+        steps = []
+        for count in (0, 3000):
+            pages(backend, count, "w")
+            backend.diff("v", "one", "two")  # proves the layers
+            with Counted(backend._store.scanner.database) as counted:
+                found = backend.diff("v", "one", "two")
+            assert list(found) == [Extent(GIB, BLOCK_SIZE_BYTES, ExtentKind.DATA)]
+            steps.append(counted.steps)
+        assert steps[1] <= steps[0] + 5
+
+
+def test_diff_keeps_no_writer_waiting(tmp_path):
+    """Goal: what is committed meanwhile is neither held up nor seen. Method: within a view."""
+    backend = LocalBackend(LocalStore.open(tmp_path))
+    backend.open()
+    with closing(backend):
+        backend.create("v", GIB)
+        backend.create_snapshot("v", "one")
+        rows = backend._store.scanner
+        with rows.database.view():
+            assert rows.volume_ids() == ["v"]
+            backend.create("w", GIB)
+            assert rows.volume_ids() == ["v"]
+        assert sorted(rows.volume_ids()) == ["v", "w"]
+        assert not backend.diff("v", "one", None)

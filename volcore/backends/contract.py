@@ -448,7 +448,7 @@ class SupportsDiff(Protocol):
 
     def diff(
         self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None
-    ) -> list[Extent]:
+    ) -> Sequence[Extent]:
         """Return ascending extents that may differ between two points of one volume.
 
         `from_snapshot_id` None: from the beginning (everything that is not a hole).

@@ -1,5 +1,8 @@
 """What changed between two snapshots of a volume."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 from volcore.backends.contract import SupportsDiff
 from volcore.engine.pool import Pool, undisturbed, volume_lock
 from volcore.engine.pools import Pools
@@ -79,11 +82,12 @@ def _check_order(at: Pool, base: Snapshot, snapshot: Snapshot) -> None:
         )
 
 
-def _since(extents: list[Extent], start_bytes: int) -> list[Extent]:
+def _since(extents: Sequence[Extent], start_bytes: int) -> Sequence[Extent]:
     """Return the extents without what is before an offset."""
     if not start_bytes:
         return extents
-    found = [one for one in extents if one.end_bytes > start_bytes]
+    at = bisect_right(extents, start_bytes, key=lambda one: one.end_bytes)
+    found = list(extents[at:])
     if found and found[0].offset_bytes < start_bytes:
         first = found[0]
         found[0] = Extent(start_bytes, first.end_bytes - start_bytes, first.kind)

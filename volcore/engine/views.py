@@ -1,6 +1,6 @@
 """What the engine takes and returns besides catalog records."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -118,7 +118,7 @@ class SnapshotDiff:
     """Where a snapshot may differ: its size, and ascending extents that are DATA or ZERO."""
 
     size_bytes: int
-    extents: list[Extent]
+    extents: Sequence[Extent]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Extent algebra: where the bytes of a striped image lie, and merging lists of extents.
+"""Extent algebra: where the bytes of a striped image lie, lists of extents, tables of many.
 
 *Units*: bytes, 0 to 2**64 - 1; the end of an extent must be in that range too. *Concurrency*: pure
-functions on Python ints; the GIL is held.
+functions; the GIL is held, except by `of_blocks`.
 
 All raise TypeError for what is no int, OverflowError for a number or an end out of range, and
 ValueError for a layout that is not one.
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from volcore.kernels import select
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from volcore.kernels.pure import extents as _kernel
 else:
     _kernel = select.load("extents")
@@ -89,3 +91,25 @@ def merge_extents(extents: Sequence[tuple[int, int, int]]) -> list[tuple[int, in
     *Complexity*: linear in items for a sorted list without overlap, else n log n.
     """
     return _kernel.merge_extents(extents)
+
+
+def of_blocks(chunks: Buffer, kinds: Buffer, block_size_bytes: int, end_bytes: int) -> bytes:
+    """Return the extents of blocks that are alike, as a table; kind 0 is left out.
+
+    Args:
+        chunks: `(chunk_count,) uint64`, indexes of chunks, ascending; all end below 2**63 bytes.
+        kinds: `(chunk_count * block_count,) uint8`, those of the chunks' blocks one after the
+            other; `block_count` is at most 2**20.
+        block_size_bytes: 1 to 2**32.
+        end_bytes: what lies behind it is left out.
+
+    Returns:
+        `(extent_count, 3) uint64` in the machine's order, ascending: offset and length in bytes,
+        kind; neighbours differ in kind.
+
+    Raises:
+        BufferError: a buffer is not contiguous.
+
+    *Complexity*: one pass.
+    """
+    return _kernel.of_blocks(chunks, kinds, block_size_bytes, end_bytes)

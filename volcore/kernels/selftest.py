@@ -94,3 +94,6 @@ def _check_extents() -> None:
     _expect("object_to_image", extents.object_to_image(262145, 0, **_STRIPES), (1 << 40) + 65536)
     merged = extents.merge_extents([(0, 10, 1), (5, 2, 2), (20, 5, 1), (10, 10, 1)])
     _expect("merge_extents", merged, [(0, 5, 1), (5, 2, 2), (7, 18, 1)])
+    table = extents.of_blocks(array("Q", [1, 2]), bytes([0, 1, 1, 2] * 2), 512, 8000)
+    rows = [2560, 1024, 1, 3584, 512, 2, 4608, 1024, 1, 5632, 512, 2]
+    _expect("of_blocks", array("Q", table).tolist(), rows)

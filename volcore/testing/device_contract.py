@@ -3,7 +3,7 @@
 import mmap
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import cast
@@ -52,7 +52,7 @@ def fetch(
         return device.read(offset_bytes, length_bytes)
 
 
-def covered(extents: list[Extent], offset_bytes: int) -> bool:
+def covered(extents: Sequence[Extent], offset_bytes: int) -> bool:
     """Tell whether one of `extents` holds the byte."""
     return any(e.offset_bytes <= offset_bytes < e.end_bytes for e in extents)
 

@@ -45,7 +45,7 @@ from volcore.errors import (
     VolcoreError,
 )
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
-from volcore.model.extent import Extent
+from volcore.model.extent import ExtentTable
 
 STATS_AGE_S_MIN: Final = 1.0
 """Figures of the space used are at least so old before the files are looked at again."""
@@ -133,7 +133,7 @@ class LocalBackend(VolumeBackend):
     def delete(self, volume_id: str) -> None:
         """See `VolumeBackend.delete`."""
         with self._database.transaction():
-            point = self._volume(volume_id)
+            point = self._layers.point(volume_id)
             self.refuse_if_open(volume_id)
             frozen = [layer_id for _, layer_id in self._layers.snapshots(volume_id)]
             self._layers.delete_volume(volume_id)
@@ -149,7 +149,7 @@ class LocalBackend(VolumeBackend):
         """See `VolumeBackend.resize`."""
         refusals.check_size(size_bytes)
         with self._database.transaction():
-            point = self._volume(volume_id)
+            point = self._layers.point(volume_id)
             if size_bytes < point.size_bytes:
                 raise refusals.shrink_refused(
                     volume_id, size_bytes=size_bytes, size_bytes_min=point.size_bytes
@@ -162,7 +162,7 @@ class LocalBackend(VolumeBackend):
     def describe(self, volume_id: str) -> VolumeFacts:
         """See `VolumeBackend.describe`."""
         with self._database.transaction():
-            point = self._volume(volume_id)
+            point = self._layers.point(volume_id)
             depth = self._layers.layer(point.layer_id).depth
             own = self._layers.layer_ids(volume_id)
             snapshots = self._layers.snapshots(volume_id)
@@ -258,7 +258,7 @@ class LocalBackend(VolumeBackend):
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.delete_snapshot`."""
         with self._database.transaction():
-            point = self._point(volume_id, snapshot_id)
+            point = self._layers.point(volume_id, snapshot_id)
             self.refuse_if_open(volume_id, snapshot_id)
             self._layers.delete_snapshot(volume_id, snapshot_id)
             self._free(point.layer_id)
@@ -269,7 +269,7 @@ class LocalBackend(VolumeBackend):
         """See `VolumeBackend.clone`."""
         refusals.check_size(size_bytes)
         with self._database.transaction():
-            point = self._point(volume_id, snapshot_id)
+            point = self._layers.point(volume_id, snapshot_id)
             self._check_new(target_id)
             if size_bytes < point.size_bytes:
                 raise refusals.shrink_refused(
@@ -287,10 +287,10 @@ class LocalBackend(VolumeBackend):
     def revert(self, volume_id: str, snapshot_id: str) -> None:
         """See `SupportsRevert.revert`."""
         with self._database.transaction():
-            point = self._point(volume_id, snapshot_id)
+            point = self._layers.point(volume_id, snapshot_id)
             if (volume_id, None) in self._open:
                 raise refusals.volume_in_use(volume_id)
-            old = self._volume(volume_id)
+            old = self._layers.point(volume_id)
             self._put_on(volume_id, point.layer_id, point)
             self._free(old.layer_id)
 
@@ -317,24 +317,26 @@ class LocalBackend(VolumeBackend):
 
     def diff(
         self, volume_id: str, from_snapshot_id: str | None, to_snapshot_id: str | None
-    ) -> list[Extent]:
+    ) -> ExtentTable:
         """See `SupportsDiff.diff`."""
         chunks = self._open.get((volume_id, None))
-        if chunks is not None and to_snapshot_id is None:
+        if to_snapshot_id is None and chunks is not None:
             chunks.durability.flush()
-        with self._database.transaction():
-            target = self._point(volume_id, to_snapshot_id)
-            if chunks is None and to_snapshot_id is None:
-                settle(self._store, volume_id, target.layer_id)
-            source = None if from_snapshot_id is None else self._point(volume_id, from_snapshot_id)
-            return diff_points(self._layers, source, target)
+        elif to_snapshot_id is None:
+            with self._database.transaction():
+                settle(self._store, volume_id, self._layers.point(volume_id).layer_id)
+        layers = self._store.scanner
+        with layers.database.view():
+            target = layers.point(volume_id, to_snapshot_id)
+            source = None if from_snapshot_id is None else layers.point(volume_id, from_snapshot_id)
+            return diff_points(layers, source, target)
 
     def verify(self, request: VerifyRequest, watcher: VerifyWatcher) -> None:
         """See `SupportsVerify.verify`; not inside a transaction of the catalog."""
         assert not self._database.inside(), "a verify takes its own, short transactions"
         point = None
         if request.volume_id is not None:
-            point = self._point(request.volume_id, request.snapshot_id)
+            point = self._layers.point(request.volume_id, request.snapshot_id)
         with closing(Verification(self._store, self, request, watcher)) as verification:
             verification.run(point)
 
@@ -380,11 +382,11 @@ class LocalBackend(VolumeBackend):
         if self._closed:
             raise refusals.device_closed(volume_id)
         with self._database.transaction():
-            point = self._point(volume_id, snapshot_id)
+            point = self._layers.point(volume_id, snapshot_id)
             if (volume_id, snapshot_id) not in self._open and snapshot_id is None:
                 settle(self._store, volume_id, point.layer_id)
         with self._database.transaction():
-            point = self._point(volume_id, snapshot_id)
+            point = self._layers.point(volume_id, snapshot_id)
             chunks = self._open.get((volume_id, snapshot_id))
             if chunks is None:
                 chunks = ChunkStore(self._store, volume_id, point, writable=snapshot_id is None)
@@ -426,21 +428,6 @@ class LocalBackend(VolumeBackend):
                     self._database.after_commit(self.upkeep.wake)
 
     # Rows
-
-    def _volume(self, volume_id: str) -> PointRow:
-        point = self._layers.find_volume(volume_id)
-        if point is None:
-            raise refusals.volume_missing(volume_id)
-        return point
-
-    def _point(self, volume_id: str, snapshot_id: str | None) -> PointRow:
-        if snapshot_id is None:
-            return self._volume(volume_id)
-        point = self._layers.find_snapshot(volume_id, snapshot_id)
-        if point is None:
-            self._volume(volume_id)
-            raise refusals.snapshot_missing(volume_id, snapshot_id)
-        return point
 
     def _check_new(self, volume_id: str) -> None:
         if self._layers.find_volume(volume_id) is not None:

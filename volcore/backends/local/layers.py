@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from volcore.backends import refusals
 from volcore.backends.local.pagecodec import Page, decoded, encoded
 from volcore.database import Database
 from volcore.errors import IntegrityError, PreconditionError, Reason
 from volcore.seal import DIGEST_MASK, Seal, damaged
 
-__all__ = ["FORMAT", "Brief", "LayerRow", "Layers", "Page", "PointRow"]
+__all__ = ["FORMAT", "LayerRow", "Layers", "Page", "PointRow"]
 
 FORMAT: Final = 3
 """Versions 1 and 2 are read and raised; docs/formats/local.md."""
@@ -76,11 +77,7 @@ _PAGES: Final = (
 _PAGES_OF_CHUNK: Final = (
     _PAGES + " WHERE key.chunk_index = ? AND key.layer_id IN (SELECT value FROM json_each(?))"  # noqa: S608
 )
-_PAGES_OF_ROWS: Final = _PAGES + " WHERE key.rowid IN (SELECT value FROM json_each(?))"  # noqa: S608
 """The index was proven with the layer, so a page that does not fit its entry is lost or old."""
-
-Brief = tuple[int, int, int | None, int]
-"""(chunk_index, layer_id, brief, row id); the brief is None where blocks are not all alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +181,7 @@ class Layers:
 
     def find_volume(self, volume_id: str) -> PointRow | None:
         """Return the volume's head."""
-        return self._point(
+        return self._found(
             "SELECT top_layer, size_bytes, parent_volume, parent_snapshot FROM volume"
             " WHERE volume_id = ?",
             (volume_id,),
@@ -192,11 +189,28 @@ class Layers:
 
     def find_snapshot(self, volume_id: str, snapshot_id: str) -> PointRow | None:
         """Return the snapshot."""
-        return self._point(
+        return self._found(
             "SELECT layer, size_bytes, parent_volume, parent_snapshot FROM snapshot"
             " WHERE volume_id = ? AND snapshot_id = ?",
             (volume_id, snapshot_id),
         )
+
+    def point(self, volume_id: str, snapshot_id: str | None = None) -> PointRow:
+        """Return the snapshot, or the volume's head.
+
+        Raises:
+            NotFoundError: OBJECT_NOT_FOUND.
+        """
+        if snapshot_id is not None:
+            point = self.find_snapshot(volume_id, snapshot_id)
+            if point is not None:
+                return point
+        head = self.find_volume(volume_id)
+        if head is None:
+            raise refusals.volume_missing(volume_id)
+        if snapshot_id is not None:
+            raise refusals.snapshot_missing(volume_id, snapshot_id)
+        return head
 
     def volume_ids(self) -> list[str]:
         """Return every volume id."""
@@ -382,25 +396,6 @@ class Layers:
         )
         return [row[0] for row in rows]
 
-    def briefs(self, layer_ids: Iterable[int], last: int) -> list[Brief]:
-        """Return the briefs of the layers' pages up to chunk `last`, ascending within a layer.
-
-        *Complexity*: one pass over an index, no page is read.
-        """
-        return self.database.query(
-            "SELECT chunk_index, layer_id, brief, rowid FROM page INDEXED BY page_facts"
-            " WHERE layer_id IN (SELECT value FROM json_each(?)) AND chunk_index <= ?",
-            (json.dumps(list(layer_ids)), last),
-        )
-
-    def pages_of_rows(self, row_ids: Iterable[int]) -> list[Page]:
-        """Return the pages with these row ids, in any order."""
-        rows = self.database.query(
-            _PAGES_OF_ROWS,
-            (json.dumps(list(row_ids)),),
-        )
-        return [decoded(*row) for row in rows]
-
     def page_sum(self, layer_id: int) -> int:
         """Return a number that is another one after each change of the layer's pages."""
         found: int = self.database.query("SELECT pages FROM layer WHERE id = ?", (layer_id,))[0][0]
@@ -435,7 +430,7 @@ class Layers:
         """Take all notes of the layer back."""
         self.database.execute("DELETE FROM dirty WHERE layer_id = ?", (layer_id,))
 
-    def _point(self, sql: str, parameters: tuple[str, ...]) -> PointRow | None:
+    def _found(self, sql: str, parameters: tuple[str, ...]) -> PointRow | None:
         for row in self.database.query(sql, parameters):
             return _point_row(*row)
         return None

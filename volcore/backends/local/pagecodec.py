@@ -21,12 +21,14 @@ from volcore.kernels import chunkmap, crc32c
 from volcore.limits import CHUNK_BLOCKS
 
 CRCS_BYTES: Final = 4 * CHUNK_BLOCKS
-_UNIFORM: Final = tuple(bytes([state]) * CHUNK_BLOCKS for state in range(chunkmap.ZERO + 1))
+UNIFORM: Final = tuple(bytes([state]) * CHUNK_BLOCKS for state in range(chunkmap.ZERO + 1))
+"""For each block state, the states of a chunk that has no other."""
 _NO_CRCS: Final = bytes(CRCS_BYTES)
 _PROVEN: Final = struct.Struct("<QQB")
 """What the checksum of a brief covers: layer, chunk, state."""
 _LOW: Final = (1 << 32) - 1
 _STATES: Final = frozenset(range(chunkmap.ZERO + 1))
+_KNOWN: Final = bytes(_STATES)
 
 Row = tuple[int, int, bytes, bytes, int, int | None]
 """(layer_id, chunk_index, states, crcs, checksum, brief)."""
@@ -60,11 +62,13 @@ def decoded(layer_id: int, chunk_index: int, states: bytes, crcs: bytes, checksu
     found = array("I", _NO_CRCS)
     try:
         if len(states) == CHUNK_BLOCKS:
+            if states.translate(None, _KNOWN):
+                raise damaged(layer_id, chunk_index)
             page = Page(layer_id, chunk_index, states, _from_version_1(crcs))
         elif len(states) == 1 and len(crcs) == CRCS_BYTES * (states[0] == chunkmap.DATA):
             if crcs:
                 found = _from_version_1(crcs)
-            page = Page(layer_id, chunk_index, _UNIFORM[states[0]], found)
+            page = Page(layer_id, chunk_index, UNIFORM[states[0]], found)
         else:
             unpacked = bytearray(CHUNK_BLOCKS)
             chunkmap.unpack(states, crcs, unpacked, found)

@@ -4,10 +4,11 @@ Source: Ceph, doc/dev/file-striping.rst, and Striper::file_to_extents and extent
 src/osdc/Striper.cc.
 """
 
+import struct
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
-from volcore.kernels.pure.checks import UINT8_MAX, UINT64_MAX, unsigned
+from volcore.kernels.pure.checks import UINT8_MAX, UINT64_MAX, unsigned, view
 
 
 def _check_layout(object_size_bytes: int, stripe_unit_bytes: int, stripe_count: int) -> None:
@@ -92,3 +93,36 @@ def merge_extents(extents: Sequence[tuple[int, int, int]]) -> list[tuple[int, in
             left = merged.pop()[0]
         merged.append((left, right - left, kinds[-1]))
     return merged
+
+
+def _check_chunks(chunks: memoryview, block_count: int, block_size: int) -> None:
+    if not 0 < block_size <= 1 << 32 or block_count > 1 << 20:
+        raise ValueError(f"{block_count} blocks of {block_size} bytes are no chunk")
+    if any(one >= other for one, other in pairwise(chunks)):
+        raise ValueError("the chunks do not ascend")
+    if chunks[-1] >= (1 << 63) // (block_count * block_size):
+        raise ValueError(f"chunk {chunks[-1]} lies past 2**63 bytes")
+
+
+def of_blocks(chunks: object, kinds: object, block_size_bytes: int, end_bytes: int) -> bytes:
+    """See the public face."""
+    indexes, blocks = view(chunks, "Q"), view(kinds)
+    block_size, end = unsigned(block_size_bytes), unsigned(end_bytes)
+    if not len(indexes) and not len(blocks):
+        return b""
+    if not len(indexes) or not len(blocks) or len(blocks) % len(indexes):
+        raise ValueError(f"{len(blocks)} blocks are not those of {len(indexes)} chunks")
+    block_count = len(blocks) // len(indexes)
+    _check_chunks(indexes, block_count, block_size)
+    table: list[tuple[int, int, int]] = []
+    for number, index in enumerate(indexes):
+        at = index * block_count
+        for kind, group in groupby(blocks[number * block_count : (number + 1) * block_count]):
+            first, count = at * block_size, len(list(group))
+            length, at = min(count * block_size, end - first), at + count
+            if length <= 0 or not kind:
+                continue
+            if table and (sum(table[-1][:2]), table[-1][2]) == (first, kind):
+                first, length = table[-1][0], table.pop()[1] + length
+            table.append((first, length, kind))
+    return struct.pack(f"={3 * len(table)}Q", *(word for row in table for word in row))
