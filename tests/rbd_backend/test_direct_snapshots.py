@@ -1,5 +1,6 @@
 """Snapshots by the short path: few rounds, whole or gone after any cut, right beside clients."""
 
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,12 +18,17 @@ from rbd_backend.pools import (
     raw_pool,
     story_of,
 )
+from rbd_backend.test_warm import start
 from volcore.backends.contract import ShortPathState
-from volcore.backends.rbd.direct import snapshotter, stock
+from volcore.backends.rbd.direct import openers, snapshotter, stock, wire
+from volcore.backends.rbd.direct.openers import patience_s
+from volcore.backends.rbd.direct.plan import header_object
 from volcore.backends.rbd.direct.snapshotter import Outcome
 from volcore.backends.rbd.direct.waves import Waves
+from volcore.engine.views import CreateVolume, SourceRef
 from volcore.errors import ConflictError, ExhaustedError, NotFoundError, Reason, UnavailableError
 from volcore.limits import MIB
+from volcore.model.records import AccessMode, SourceKind
 from volcore.testing.device_contract import covered, fetch, put
 
 CHUNK = 4 * MIB
@@ -325,6 +331,117 @@ def test_a_client_between_two_steps(volume, ceph_cluster, ceph_pool, monkeypatch
     check_object_maps(ceph_cluster, ceph_pool, "v")
 
 
+def test_openers_miss_no_snapshot(direct, ceph_cluster, ceph_pool):
+    """Goal: one instant of the call, whoever opens meanwhile. Method: one that answers reach late.
+
+    It reads the header some 50 ms before it watches it. With 5 ms for it, 7 of 24 snapshots showed
+    what was written after they were answered.
+    """
+    import rados
+    import rbd
+
+    slow = {"ms_inject_delay_type": "osd", "ms_inject_delay_probability": "1"}
+    conf = {"rbd_default_clone_format": "2", "ms_inject_delay_max": "0.006", **slow}
+    rng, begun, wrong = random.Random(7), [0], []
+
+    def write(ioctx, name):
+        with rbd.Image(ioctx, name) as image:
+            for begun[0] in range(1, 4):
+                for chunk in range(4):
+                    image.write(begun[0].to_bytes(8, "big"), chunk * CHUNK)
+
+    with (
+        rados.Rados(conffile=str(ceph_cluster.conf_path), rados_id="admin", conf=conf) as cluster,
+        cluster.open_ioctx(ceph_pool) as ioctx,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert direct._session().direct._stock.wait(16, 30)
+        for number in range(16):
+            name, begun[0] = f"v{number}", 0
+            direct.create(name, 4 * CHUNK)
+            with direct.open_device(name, read_only=False) as device:
+                for chunk in range(4):
+                    device.write(chunk * CHUNK, bytes(8))
+            writing = pool.submit(write, ioctx, name)
+            time.sleep(rng.uniform(0.01, 0.06))
+            direct.create_snapshot(name, "s", attached=True)
+            answered = begun[0]
+            writing.result()
+            found = counts(direct, name, "s")
+            if is_torn(found) or max(found) > answered:
+                wrong.append((answered, found, story_of(ceph_cluster, ceph_pool, direct, name)))
+    assert not wrong
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_watchers_are_reminded(volume, ceph_cluster, ceph_pool, is_watched):
+    """Goal: who was missed all the same learns of it soon. Method: watch behind the answer.
+
+    A volume that somebody watches before is librbd's to snapshot.
+    """
+    header = header_object(volume._session().directory.find("v").image_id)
+    heard = []
+
+    def hear(_notify_id, _notifier_id, _watch_id, data):
+        heard.append(data)
+
+    with raw_pool(ceph_cluster, ceph_pool) as ioctx:
+        if is_watched:
+            watch = ioctx.watch(header, hear)
+        volume.create_snapshot("v", "s")
+        heard.clear()
+        if not is_watched:
+            watch = ioctx.watch(header, hear)
+        deadline = time.monotonic() + 10
+        while not heard:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        watch.close()
+    assert heard[0] == wire.HEADER_UPDATE.encode()
+
+
+def test_patience():
+    assert patience_s(0.0003, 0, attached=False) == openers.DETACHED_S
+    assert patience_s(0.003, 16, attached=False) == 12 * 0.003
+    assert patience_s(0.0003, 1, attached=True) == openers.ATTACHED_S
+    assert patience_s(0.002, 4, attached=True) == 2 * (12 + 4 * 13) * 0.002
+    assert patience_s(1, 1, attached=True) == patience_s(1, 1, attached=False) == 2
+
+
+def test_who_may_open_is_waited_for(ceph_cluster, ceph_pool, monkeypatch):
+    """Goal: patience while the catalog has an attachment: for snapshots, and clones as it is."""
+    seen = []
+
+    def asked(read_s, depth, *, attached):
+        seen.append(attached)
+        return patience_s(read_s, depth, attached=attached)
+
+    site = start(ceph_cluster, ceph_pool, count_max=0)
+    with site.undo, monkeypatch.context() as patch:
+        patch.setattr(snapshotter, "patience_s", asked)
+        site.engine.volumes.create("p", CreateVolume(name="v", size_bytes=CHUNK))
+        source = SourceRef(kind=SourceKind.VOLUME, key="v")
+        for round_ in range(2):
+            if round_:
+                site.engine.attachments.attach("p", "v", "host", AccessMode.READ_WRITE)
+            site.engine.snapshots.create("p", "v", f"s{round_}")
+            site.engine.volumes.create("p", CreateVolume(name=f"c{round_}", source=source))
+        site.engine.attachments.detach("p", "v", "host")
+        site.engine.snapshots.create("p", "v", "last")
+    assert seen == [False, False, True, True, False]
+
+
+def counts(backend, volume_id, snapshot_id):
+    """What a writer of ascending numbers left at the beginning of each of four chunks."""
+    with backend.open_device(volume_id, snapshot_id, read_only=True) as device:
+        return [int.from_bytes(device.read(chunk * CHUNK, 8), "big") for chunk in range(4)]
+
+
+def is_torn(found):
+    """Whether no writer of chunk after chunk leaves that."""
+    return found != sorted(found, reverse=True) or found[0] > found[3] + 1
+
+
 def test_a_writer_sees_prefixes(volume, ceph_cluster, ceph_pool):
     """Goal: one instant, whoever writes. Method: a client opens, counts up and closes in a loop."""
     import rbd
@@ -347,19 +464,12 @@ def test_a_writer_sees_prefixes(volume, ceph_cluster, ceph_pool):
         writing = pool.submit(write)
         try:
             for number in range(12):
-                volume.create_snapshot("v", f"s{number}")
+                volume.create_snapshot("v", f"s{number}", attached=True)
         finally:
             stop.append(True)
         assert writing.result() > 0
-    found = {
-        name: [
-            int.from_bytes(fetch(volume, "v", chunk * CHUNK, 8, name), "big") for chunk in range(4)
-        ]
-        for name in snapshots_of(volume)
-    }
-    torn = [
-        one for one in found.values() if one != sorted(one, reverse=True) or one[0] > one[3] + 1
-    ]
+    found = {name: counts(volume, "v", name) for name in snapshots_of(volume)}
+    torn = [one for one in found.values() if is_torn(one)]
     assert not torn, f"{found}\n{story_of(ceph_cluster, ceph_pool, volume, 'v')}"
 
 

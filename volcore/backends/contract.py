@@ -252,8 +252,11 @@ class VolumeBackend(ABC):
         """Yield the id of every volume that exists, once, in any order; deleted ones not."""
 
     @abstractmethod
-    def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
-        """Freeze the volume's content at one instant of this call; open devices go on."""
+    def create_snapshot(self, volume_id: str, snapshot_id: str, *, attached: bool = False) -> None:
+        """Freeze the volume's content at one instant of this call; open devices go on.
+
+        `attached`: a client that reaches the storage itself may be opening the volume just now.
+        """
 
     @abstractmethod
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
@@ -341,11 +344,12 @@ class SupportsMakeMany(Protocol):
         *,
         reserve: Callable[[], None] = no_reserve,
         records: Records | None = None,
+        attached: bool = False,
     ) -> dict[str, VolcoreError]:
         """Make a clone for each (target id: size in bytes), as `clone` does.
 
         `records`: what volumes, by id, carry from the beginning where that costs no time
-        (`SupportsCarry`).
+        (`SupportsCarry`). `attached`: of the source, as in `create_snapshot`.
 
         Without a snapshot, clones show the volume at an instant of this call, most often the same.
         Atomicity: of each volume. Returns the errors of those that failed; they left nothing.

@@ -140,8 +140,9 @@ class MemoryBackend(VolumeBackend):
         with self._lock:
             return iter(list(self._volumes))
 
-    def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+    def create_snapshot(self, volume_id: str, snapshot_id: str, *, attached: bool = False) -> None:
         """See `VolumeBackend.create_snapshot`."""
+        del attached
         self.create_group_snapshot([(volume_id, snapshot_id)])
 
     def create_group_snapshot(self, members: Sequence[tuple[str, str]]) -> None:

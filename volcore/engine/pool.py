@@ -416,6 +416,16 @@ def storage_lock(backend_id: str) -> str:
     return f"the storage of volume {backend_id}"
 
 
+def openers(pool: Pool, volume: str) -> list[tuple[type[Attachment], str]]:
+    """Return where to look for who may open a volume without this service; see `is_attached`."""
+    return [] if pool.backend.caps.joins_catalog else [(Attachment, f"{volume}/")]
+
+
+def is_attached(volume: Volume, found: Iterable[Sequence[Attachment]]) -> bool:
+    """Say whether `openers` found that somebody may open the volume; its lock is held."""
+    return any(one.volume_id == volume.id for some in found for one in some)
+
+
 def undisturbed(pool: Pool, backend_id: str) -> AbstractContextManager[None]:
     """Let nothing of a volume be freed behind an answer for the block; its lock is held."""
     if pool.backend.caps.joins_catalog:

@@ -20,7 +20,9 @@ from volcore.engine.pool import (
     Known,
     Pool,
     image_lock,
+    is_attached,
     now_ns,
+    openers,
     put,
     sync_ahead,
     unchanged,
@@ -313,7 +315,13 @@ def _make_many(
             failed = backend.create_many(targets, reserve=reserve, records=records)
         else:
             origin, point = _place(source)
-            failed = backend.clone_many(origin, point, targets, reserve=reserve, records=records)
+            attached = False
+            if isinstance(source, Volume):
+                _, found = pool.find_below([], openers(pool, source.name))
+                attached = is_attached(source, found)
+            failed = backend.clone_many(
+                origin, point, targets, reserve=reserve, records=records, attached=attached
+            )
     except VolcoreError as err:
         if not begun:
             raise

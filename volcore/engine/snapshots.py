@@ -5,9 +5,12 @@ from functools import partial
 from volcore.engine.changes import creation, settle_leftover
 from volcore.engine.deletions import Deletions
 from volcore.engine.pool import (
+    Known,
     Pool,
     drop,
+    is_attached,
     now_ns,
+    openers,
     put,
     sync_ahead,
     unchanged,
@@ -41,8 +44,15 @@ class Snapshots:
         names.check_name(name, field="snapshot_id")
         labels = names.check_labels(labels or {})
         with at.locks.hold([volume_lock(volume)]):
-            source = at.volume(names.check_name(volume, field="volume"))
-            existing = self._existing(at, volume, name)
+            known, found = at.find_below(
+                [
+                    (Volume, names.check_name(volume, field="volume")),
+                    (Snapshot, f"{volume}/{name}"),
+                ],
+                openers(at, volume),
+            )
+            source = at.volume(volume, known)
+            existing = self._existing(at, volume, name, known)
             if existing is not None:
                 return _same(existing, source, labels)
             check_room(at, volume)
@@ -65,7 +75,9 @@ class Snapshots:
                 undisturbed(at, source.backend_id),
                 creation(at, snapshot, intent, check=[unchanged(source)]),
             ):
-                at.backend.create_snapshot(source.backend_id, snapshot.backend_id)
+                at.backend.create_snapshot(
+                    source.backend_id, snapshot.backend_id, attached=is_attached(source, found)
+                )
             return snapshot
 
     def get(self, pool: str, volume: str, name: str) -> Snapshot:
@@ -144,9 +156,11 @@ class Snapshots:
             target = f"pools/{pool}/volumes/{volume}/snapshots/{name}"
             return self._deletions.delete(at, intent, target, [snapshot])
 
-    def _existing(self, at: Pool, volume: str, name: str) -> Snapshot | None:
+    def _existing(
+        self, at: Pool, volume: str, name: str, known: Known | None = None
+    ) -> Snapshot | None:
         """Return the ready snapshot, or None; settles what an earlier call left half-done."""
-        found = at.find(Snapshot, f"{volume}/{name}")
+        found = at.find(Snapshot, f"{volume}/{name}", known)
         if found is None or found.state is State.READY:
             return found
         settle_leftover(at, found.group_id or found.id)

@@ -94,9 +94,9 @@ class CrashingBackend(VolumeBackend):
         self._inner = inner
         self._switch = switch
 
-    def _change(self, name: str, *arguments: Any) -> None:
+    def _change(self, name: str, *arguments: Any, **options: Any) -> None:
         self._switch.step()
-        getattr(self._inner, name)(*arguments)
+        getattr(self._inner, name)(*arguments, **options)
         self._switch.step()
 
     @property
@@ -134,9 +134,9 @@ class CrashingBackend(VolumeBackend):
         """See `VolumeBackend.walk`."""
         return self._inner.walk()
 
-    def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+    def create_snapshot(self, volume_id: str, snapshot_id: str, *, attached: bool = False) -> None:
         """See `VolumeBackend.create_snapshot`."""
-        self._change("create_snapshot", volume_id, snapshot_id)
+        self._change("create_snapshot", volume_id, snapshot_id, attached=attached)
 
     def create_group_snapshot(self, members: Sequence[tuple[str, str]]) -> None:
         """See `SupportsGroupSnapshot.create_group_snapshot`."""

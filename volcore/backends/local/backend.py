@@ -205,8 +205,9 @@ class LocalBackend(VolumeBackend):
 
     # Snapshots and clones
 
-    def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+    def create_snapshot(self, volume_id: str, snapshot_id: str, *, attached: bool = False) -> None:
         """See `VolumeBackend.create_snapshot`."""
+        del attached
         self.create_group_snapshot([(volume_id, snapshot_id)])
 
     def create_group_snapshot(self, members: Sequence[tuple[str, str]]) -> None:

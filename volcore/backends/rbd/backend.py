@@ -212,9 +212,9 @@ class RbdBackend(VolumeBackend):
             if entry.image_id:
                 yield entry.volume_id
 
-    def create_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+    def create_snapshot(self, volume_id: str, snapshot_id: str, *, attached: bool = False) -> None:
         """See `VolumeBackend.create_snapshot`; deleted ones that still have clones count, too."""
-        snapshots.create(self._changing(), volume_id, snapshot_id)
+        snapshots.create(self._changing(), volume_id, snapshot_id, attached=attached)
 
     def delete_snapshot(self, volume_id: str, snapshot_id: str) -> None:
         """See `VolumeBackend.delete_snapshot`."""
@@ -258,10 +258,12 @@ class RbdBackend(VolumeBackend):
         *,
         reserve: Callable[[], None] = no_reserve,
         records: Records | None = None,
+        attached: bool = False,
     ) -> dict[str, VolcoreError]:
         """See `SupportsMakeMany.clone_many`. Complexity: two round trips for each 128 clones."""
+        session = self._changing()
         return clones.clone_many(
-            self._changing(), volume_id, snapshot_id, targets, reserve, records
+            session, volume_id, snapshot_id, targets, reserve, records, attached=attached
         )
 
     def look_for(self, volume_ids: Sequence[str]) -> Callable[[], set[str]]:

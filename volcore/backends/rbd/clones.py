@@ -47,12 +47,14 @@ def clone_many(
     targets: Mapping[str, int],
     reserve: Callable[[], None] = no_reserve,
     records: Records | None = None,
+    *,
+    attached: bool = False,
 ) -> dict[str, VolcoreError]:
     """See `SupportsMakeMany.clone_many`."""
     once = Once(reserve)
     with session.claiming(targets, records or {}):
         if snapshot_id is None:
-            failed = _clone_live_directly(session, volume_id, targets, once)
+            failed = _clone_live_directly(session, volume_id, targets, once, attached=attached)
         else:
             failed = session.direct.clone(volume_id, snapshot_id, targets, once)
     if failed is not None:
@@ -159,7 +161,12 @@ def _check_target(
 
 
 def _clone_live_directly(
-    session: Session, volume_id: str, targets: Mapping[str, int], reserve: Callable[[], None]
+    session: Session,
+    volume_id: str,
+    targets: Mapping[str, int],
+    reserve: Callable[[], None],
+    *,
+    attached: bool,
 ) -> dict[str, VolcoreError] | None:
     """Clone a volume as it is by the short path; None: librbd has to do it."""
     if session.direct.state.state is not ShortPathState.ON or len(targets) > BATCH_MAX:
@@ -170,7 +177,9 @@ def _clone_live_directly(
         if not is_closed:
             return None
         try:
-            return session.direct.clone_live(volume_id, entry.image_id, targets, reserve)
+            return session.direct.clone_live(
+                volume_id, entry.image_id, targets, reserve, attached=attached
+            )
         except NotFoundError as err:
             raise missing from err
 

@@ -16,7 +16,7 @@ from volcore.errors import NotFoundError
 from volcore.limits import SNAPSHOTS_PER_VOLUME_MAX
 
 
-def create(session: Session, volume_id: str, snapshot_id: str) -> None:
+def create(session: Session, volume_id: str, snapshot_id: str, *, attached: bool = False) -> None:
     """See `VolumeBackend.create_snapshot`.
 
     A direct snapshot that a client may have written past is deleted and made anew: its content is
@@ -29,7 +29,9 @@ def create(session: Session, volume_id: str, snapshot_id: str) -> None:
     outcome = Outcome.REFUSED
     with session.handles.closed(volume_id) as is_closed:
         if is_closed:
-            outcome = session.direct.snapshot(volume_id, entry.image_id, snapshot_id)
+            outcome = session.direct.snapshot(
+                volume_id, entry.image_id, snapshot_id, attached=attached
+            )
     if outcome is Outcome.MADE:
         return
     with (

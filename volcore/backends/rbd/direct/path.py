@@ -12,6 +12,7 @@ from volcore.backends.rbd.direct.clearing import Clearing
 from volcore.backends.rbd.direct.cloner import Cloner, Source, StaleFactsError
 from volcore.backends.rbd.direct.facts import Facts, FactsCache
 from volcore.backends.rbd.direct.finishing import Finisher
+from volcore.backends.rbd.direct.openers import Reminders
 from volcore.backends.rbd.direct.proof import Proof, StoppedError, proof_key
 from volcore.backends.rbd.direct.recovery import DirectRecovery
 from volcore.backends.rbd.direct.siblings import Siblings
@@ -64,8 +65,15 @@ class DirectPath:
         )
         self._stock = Stock(ioctx, directory)
         self._clearing = Clearing(self.waves, directory, headers, alone)
+        self._reminders = Reminders(self.waves)
         self._snapshotter = Snapshotter(
-            self.waves, directory, headers, self._stock, self._clearing, features
+            self.waves,
+            directory,
+            headers,
+            self._stock,
+            self._clearing,
+            self._reminders,
+            features,
         )
         self._siblings = Siblings(
             self.waves,
@@ -124,13 +132,18 @@ class DirectPath:
         self._stock.close()
         self.flush()
         self._clearing.close()
+        self._reminders.close()
         self._finisher.close()
 
-    def snapshot(self, volume_id: str, image_id: str, snapshot_id: str) -> Outcome:
+    def snapshot(
+        self, volume_id: str, image_id: str, snapshot_id: str, *, attached: bool = False
+    ) -> Outcome:
         """Make a snapshot of a volume that is closed in this process; see `Snapshotter.create`."""
         if self._state.state is not ShortPathState.ON:
             return Outcome.REFUSED
-        source = SnapshotSource(volume_id=volume_id, image_id=image_id, snapshot_id=snapshot_id)
+        source = SnapshotSource(
+            volume_id=volume_id, image_id=image_id, snapshot_id=snapshot_id, attached=attached
+        )
         return self._snapshotter.create(
             source, note=lambda facts: self._facts.made(volume_id, snapshot_id, facts)
         )
@@ -141,6 +154,8 @@ class DirectPath:
         image_id: str,
         targets: Mapping[str, int],
         reserve: Callable[[], None],
+        *,
+        attached: bool = False,
     ) -> dict[str, VolcoreError] | None:
         """Make clones of a volume, closed in this process, as it is now; else as `clone`.
 
@@ -158,6 +173,7 @@ class DirectPath:
             volume_id=volume_id,
             image_id=image_id,
             snapshot_id=name,
+            attached=attached,
             size_bytes=facts.size_bytes,
         )
 
@@ -175,7 +191,11 @@ class DirectPath:
                 self._stock.put_back(facts.snap)
 
     def snapshot_by_librbd(self, image_id: str) -> None:
-        """Note that librbd has made a snapshot: the next direct one needs a higher number."""
+        """Note that librbd has made a snapshot: the next direct one needs a higher number.
+
+        librbd tells those who watch, but not who is just opening the image.
+        """
+        self._reminders.add(image_id)
         if self._state.state is ShortPathState.ON:
             with suppress(VolcoreError):
                 self._stock.used_elsewhere(self._headers.snap_seq(image_id))
@@ -248,6 +268,7 @@ class DirectPath:
             self._directory,
             self._stock,
             self._clearing,
+            self._reminders,
             order=self._order,
             features=self._features,
             stop=self._stop,

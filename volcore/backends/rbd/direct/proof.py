@@ -23,6 +23,7 @@ from volcore.backends.rbd.direct import wire
 from volcore.backends.rbd.direct.clearing import Clearing
 from volcore.backends.rbd.direct.facts import unusual_pool
 from volcore.backends.rbd.direct.likeness import DifferenceError, Likeness, digest
+from volcore.backends.rbd.direct.openers import Reminders
 from volcore.backends.rbd.direct.plan import (
     Plan,
     header_object,
@@ -111,6 +112,7 @@ class Proof:
         directory: Directory,
         stock: Stock,
         clearing: Clearing,
+        reminders: Reminders,
         *,
         order: int,
         features: int,
@@ -123,7 +125,9 @@ class Proof:
         self._headers = Headers(waves.ioctx)
         self._like = Likeness(waves.ioctx, self._headers)
         self._stock = stock
-        self._snapshotter = Snapshotter(waves, directory, self._headers, stock, clearing, features)
+        self._snapshotter = Snapshotter(
+            waves, directory, self._headers, stock, clearing, reminders, features
+        )
         self._clearing = clearing
         self._order = order
         self._features = features

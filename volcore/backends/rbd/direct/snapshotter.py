@@ -7,13 +7,15 @@ giving back of that lock changes the header's version. So:
    is being used for which image;
 2. copy the object map for the snapshot; look who watches the header and who holds the lock, and at
    the map once more: if it did not change, it is what it is as long as the header has that version;
-3. add the snapshot, if the header still has the version, and tell whoever watches by now;
+3. add the snapshot, if the header still has the version, and tell whoever watches when openers
+   have had time to (`openers`);
 4. mark in the object map that all of it is older than the snapshot, if the map is still that one.
 
 When 3 is done and nobody watched, the snapshot is there, and 4 goes behind the answer: until then a
 diff from this snapshot tells of more objects than have changed, never of fewer, and `clearing` sees
 to it that it is done. A client that came in between was told before it could write, if the map is
-still as it was at 4; else the snapshot is taken back.
+still as it was at 4; else the snapshot is taken back. While 3 waits for the openers of an attached
+volume, one may come, write and go: then 4 decides, whoever watches.
 
 Whoever watches is found by a notification, librbd's own for a changed header; who holds the lock is
 found before, and left alone.
@@ -34,6 +36,7 @@ from volcore.backends.rbd.bindings import bindings
 from volcore.backends.rbd.direct import family, wire
 from volcore.backends.rbd.direct.clearing import Clearing
 from volcore.backends.rbd.direct.facts import Facts, is_usual_row
+from volcore.backends.rbd.direct.openers import Reminders, patience_s
 from volcore.backends.rbd.direct.plan import header_object, map_object
 from volcore.backends.rbd.direct.stock import Stock
 from volcore.backends.rbd.direct.waves import Reply, Waves, Write, calling
@@ -56,9 +59,6 @@ from volcore.limits import (
 
 _ATTEMPTS: Final = 4
 """A clone that is linked meanwhile changes the header's version, too."""
-OPENERS_S: Final = 0.005
-"""From the snapshot to the word of it: librbd reads a header first and watches it then, and who
-reads it just before the snapshot must watch by that time; measured in docs/design/0011."""
 _PAGE_ROWS: Final = 1000
 _STALE: Final = -errno.ESTALE
 _CHANGED: Final = (-errno.ERANGE, -errno.EOVERFLOW)
@@ -83,6 +83,8 @@ class Source:
     volume_id: str
     image_id: str
     snapshot_id: str
+    attached: bool = False
+    """A client may be opening the image."""
     size_bytes: int | None = None
     """What the image must have, else the snapshot is refused."""
 
@@ -124,6 +126,7 @@ class Snapshotter:
         headers: Headers,
         stock: Stock,
         clearing: Clearing,
+        reminders: Reminders,
         features: int,
     ) -> None:
         self._waves = waves
@@ -132,6 +135,7 @@ class Snapshotter:
         self._headers = headers
         self._stock = stock
         self._clearing = clearing
+        self._reminders = reminders
         self._features = features
         self._lock = threading.Lock()
         self._busy: set[int] = set()
@@ -215,6 +219,8 @@ class Snapshotter:
                 self._take_back(steps, source.image_id, snap)
             with self._lock:
                 self._busy.discard(snap)
+        if outcome is Outcome.MADE:
+            self._reminders.add(source.image_id)
         if steps.last is not None:
             self._clearing.add(snap, source.image_id, self._waves.send(steps.last))
         elif outcome is not Outcome.REFUSED:
@@ -273,6 +279,8 @@ class _Steps:
         """Step 4, if it is still to be sent."""
         self.facts: Facts | None = None
         """What a clone of the snapshot needs to know, if that is known."""
+        self._read_s = 0.0
+        """What the quickest of two requests took."""
 
     def run(self) -> Outcome:
         """Go through all steps once.
@@ -296,7 +304,7 @@ class _Steps:
             return Outcome.REFUSED
         told_count = self._add(header.version)
         last = self._cleaning(map_version)
-        if told_count == 0:
+        if told_count == 0 and not self._source.attached:
             self.last = last
             return Outcome.MADE
         (code,) = self._waves.run([last])
@@ -309,7 +317,13 @@ class _Steps:
         rows = [] if self.is_reserved else [Write(OBJECT_NAME, self._fill_row)]
         self.is_reserved = True
         found: list[_Header] = []
-        codes = self._waves.run(rows, beside=lambda: found.append(self._header()))
+
+        def look() -> None:
+            started_s = time.monotonic()
+            found.append(self._header())
+            self._read_s = time.monotonic() - started_s
+
+        codes = self._waves.run(rows, beside=look)
         locked = is_locked(locking)
         read_code, object_map = reading.wait()
         if codes == [-errno.ECANCELED]:  # not in stock: not ours
@@ -365,7 +379,9 @@ class _Steps:
         self.is_copied = True
 
         def look() -> None:
+            started_s = time.monotonic()
             found.append(self._map())
+            self._read_s = min(self._read_s, time.monotonic() - started_s)
             self.facts = self._facts(header)
 
         codes = self._waves.run([Write(name, lambda op: op.write_full(object_map))], beside=look)
@@ -412,9 +428,11 @@ class _Steps:
             op.execute("rbd", "snapshot_add", body)
 
         telling: list[Reply] = []
+        depth = RBD_DEPTH_MAX if self.facts is None else self.facts.depth
+        wait_s = patience_s(self._read_s, depth, attached=self._source.attached)
 
         def tell() -> None:
-            time.sleep(OPENERS_S)
+            time.sleep(wait_s)
             telling.append(self._waves.notify(name, wire.HEADER_UPDATE))
 
         self.is_open = True
