@@ -9,6 +9,7 @@ from rbd_backend.pools import client_counters, options, raw_pool
 from volcore.backends.contract import SupportsDiff
 from volcore.backends.memory import MemoryBackend
 from volcore.backends.rbd import Cluster, RbdBackend
+from volcore.backends.rbd.direct import openers
 from volcore.backends.rbd.lease import PoolLease
 from volcore.backends.rbd.omap import OmapObject
 from volcore.catalog.omap import OmapCatalog
@@ -368,11 +369,12 @@ def test_a_cut_off_change_is_settled_first(bench):
 
 
 @pytest.mark.ceph
-def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path):
+def test_two_rounds_as_the_client_counts_them(ceph_cluster, ceph_pool, tmp_path, monkeypatch):
     """Goal: an answer after one read and one write. Method: librados' own counters.
 
     The lease is renewed now and then beside it, hence the least of some.
     """
+    monkeypatch.setattr(openers, "REMINDERS_S", ())
     at, conf = tmp_path / "client.asok", tmp_path / "ceph.conf"
     conf.write_text(ceph_cluster.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
     cluster = Cluster(options(ceph_cluster, conf_path=str(conf)))

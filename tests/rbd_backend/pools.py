@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from volcore.backends.rbd import Cluster, RbdBackend, lease
 from volcore.backends.rbd.connection import ClusterOptions
+from volcore.backends.rbd.direct import openers
 from volcore.errors import Reason, UnavailableError
 from volcore.limits import MIB
 from volcore.testing.cluster import CephAccess, CephCluster
@@ -118,13 +119,16 @@ def client_counters(path: Path) -> dict[str, int]:
 
 @contextmanager
 def counted(access: CephAccess, pool: str, directory: Path) -> Iterator[tuple[RbdBackend, Path]]:
-    """A backend with the short path, and the admin socket of its client; no lease counts."""
+    """A backend with the short path, and its client's admin socket; no lease or reminder counts."""
     at = directory / "client.asok"
     conf = directory / "ceph.conf"
     conf.write_text(access.conf_path.read_text() + f"\n[client]\nadmin socket = {at}\n")
     chosen = options(access, conf_path=str(conf))
     backend = RbdBackend(Cluster(chosen), pool, direct=True, lock=True)
-    with patch.multiple(lease, LEASE_S=3600, RENEW_S=1800):
+    with (
+        patch.multiple(lease, LEASE_S=3600, RENEW_S=1800),
+        patch.object(openers, "REMINDERS_S", ()),
+    ):
         backend.open()
         with closing(backend):
             backend.wait_for_short_path()
