@@ -3,7 +3,8 @@
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,37 @@ def client_counters(path: Path) -> dict[str, int]:
         with client.makefile("rb") as file:
             length = int.from_bytes(file.read(4), "big")
             return dict(json.loads(file.read(length))["objecter"])
+
+
+def least_cost(at: Path, act: Callable[[int], object], *, attempts: int = 5) -> tuple[int, int]:
+    """Reads and writes of the cheapest of some acts, as the client counts them.
+
+    What goes on beside them, now and then and for some ms, is not theirs: hence a while apart.
+    """
+    found = []
+    for attempt in range(attempts):
+        time.sleep(0.1)
+        before = client_counters(at)
+        act(attempt)
+        after = client_counters(at)
+        found.append((after["op_r"] - before["op_r"], after["op_w"] - before["op_w"]))
+    return min(found)
+
+
+def wait_quiet(at: Path) -> None:
+    """Return when the client has sent nothing for a while, as after a proof that it cleans up."""
+    last = None
+    while (now := client_counters(at)["op"]) != last:
+        last = now
+        time.sleep(0.1)
+
+
+def wait_finished(backend: RbdBackend) -> None:
+    """Return when no last row of a volume is waiting to be written, nor about to be."""
+    finisher = backend._session().direct._finisher
+    finisher.flush()
+    while finisher._thread is not None and not finisher._idle:
+        time.sleep(0.01)
 
 
 @contextmanager
