@@ -403,7 +403,7 @@ def test_watchers_are_reminded(volume, ceph_cluster, ceph_pool, is_watched):
 
 def test_patience():
     assert patience_s(0.0003, 0, attached=False) == openers.DETACHED_S
-    assert patience_s(0.003, 16, attached=False) == 12 * 0.003
+    assert patience_s(0.003, 16, attached=False) == 8 * 0.003
     assert patience_s(0.0003, 1, attached=True) == openers.ATTACHED_S
     assert patience_s(0.002, 4, attached=True) == 2 * (12 + 4 * 13) * 0.002
     assert patience_s(1, 1, attached=True) == patience_s(1, 1, attached=False) == 2

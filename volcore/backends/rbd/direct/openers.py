@@ -24,6 +24,8 @@ DETACHED_S: Final = 0.005
 ATTACHED_S: Final = 0.1
 """Least patience, for an image that nobody is to open, and for one that a client may open now."""
 MARGIN: Final = 2
+DETACHED_REQUESTS: Final = 8
+"""What an image without ancestors costs librbd, in requests of ours, which wait for Python, too."""
 PATIENCE_S_MAX: Final = 2.0
 REMINDERS_S: Final = (0.1, 1.0)
 """After the answer: what an opener that is slower still writes past a snapshot ends there."""
@@ -41,7 +43,7 @@ def patience_s(read_s: float, depth: int, *, attached: bool) -> float:
     if attached:
         wanted_s = max(ATTACHED_S, MARGIN * (REQUESTS + REQUESTS_EACH * depth) * read_s)
     else:
-        wanted_s = max(DETACHED_S, REQUESTS * read_s)
+        wanted_s = max(DETACHED_S, DETACHED_REQUESTS * read_s)
     return min(wanted_s, PATIENCE_S_MAX)
 
 
