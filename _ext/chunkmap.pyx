@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from common cimport check_length
+from common cimport check_length, run_end
 
 cdef extern from "<endian.h>" nogil:
     uint32_t htole32(uint32_t number)
@@ -93,21 +93,6 @@ cdef void merge_core(uint8_t *lower_states, uint32_t *lower_crcs, const uint8_t 
         crc = upper_crcs[at] if upper_states[at] == DATA else 0
         lower_crcs[at] = lower_crcs[at] if upper_states[at] == ABSENT else crc
         lower_states[at] = lower_states[at] if upper_states[at] == ABSENT else upper_states[at]
-
-
-cdef Py_ssize_t state_run_end(const uint8_t *states, Py_ssize_t at,
-                              Py_ssize_t end) noexcept nogil:
-    cdef uint8_t state = states[at]
-    cdef uint64_t pattern = state * <uint64_t>0x0101010101010101, word
-    at += 1
-    while at + 8 <= end:
-        memcpy(&word, states + at, 8)
-        if word != pattern:
-            break
-        at += 8
-    while at < end and states[at] == state:
-        at += 1
-    return at
 
 
 cdef Py_ssize_t owner_run_end(const uint16_t *owners, Py_ssize_t at,
@@ -245,7 +230,7 @@ def state_runs(const uint8_t[::1] states not None, Py_ssize_t first_block,
     cdef Py_ssize_t at = first_block, end = first_block + block_count, stop
     runs = []
     while at < end:
-        stop = state_run_end(&states[0], at, end)
+        stop = run_end(&states[0], at, end)
         runs.append((at, stop - at, states[at]))
         at = stop
     return runs
@@ -291,7 +276,7 @@ def pack(const uint8_t[::1] states not None, const uint32_t[::1] crcs not None):
     check_packable(count)
     check_length("crcs", crcs.shape[0], count)
     check_states(states)
-    cdef bint uniform = state_run_end(&states[0], 0, count) == count
+    cdef bint uniform = run_end(&states[0], 0, count) == count
     packed_states = PyBytes_FromStringAndSize(NULL, 1 if uniform else count // 4)
     if uniform:
         PyBytes_AS_STRING(packed_states)[0] = <char>states[0]

@@ -1,10 +1,11 @@
-"""What the kernels share: one bound and the checks of their shells."""
+"""What the kernels share: one bound, one core, and the checks of their shells."""
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 )
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport UINT64_MAX, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint64_t
+from libc.string cimport memcpy
 
 cdef enum:
     # Giving up the GIL costs more than the work below this, and on a busy server the wait to get it
@@ -47,3 +48,18 @@ cdef inline int check_length(str name, Py_ssize_t actual, Py_ssize_t wanted) exc
     if actual != wanted:
         raise ValueError(f"{name} must have {wanted} items, not {actual}")
     return 0
+
+
+cdef inline Py_ssize_t run_end(const uint8_t *items, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
+    # Where the run of equal items that begins at `at` ends.
+    cdef uint8_t item = items[at]
+    cdef uint64_t pattern = item * <uint64_t>0x0101010101010101, word
+    at += 1
+    while at + 8 <= end:
+        memcpy(&word, items + at, 8)
+        if word != pattern:
+            break
+        at += 8
+    while at < end and items[at] == item:
+        at += 1
+    return at

@@ -8,9 +8,8 @@ The GIL stays held where both sides are Python tuples, and building those is the
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport UINT8_MAX, UINT64_MAX, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
-from libc.string cimport memcpy
 
-from common cimport as_unsigned
+from common cimport as_unsigned, run_end
 
 cdef extern from *:
     """
@@ -151,20 +150,6 @@ cdef Py_ssize_t count_changes(const uint8_t *kinds, Py_ssize_t count) noexcept n
     for at in range(1, count):
         found += kinds[at] != kinds[at - 1]
     return found
-
-
-cdef Py_ssize_t run_end(const uint8_t *kinds, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
-    cdef uint8_t kind = kinds[at]
-    cdef uint64_t pattern = kind * <uint64_t>0x0101010101010101, word
-    at += 1
-    while at + 8 <= end:
-        memcpy(&word, kinds + at, 8)
-        if word != pattern:
-            break
-        at += 8
-    while at < end and kinds[at] == kind:
-        at += 1
-    return at
 
 
 cdef Py_ssize_t tabulate(const uint64_t *chunks, Py_ssize_t chunk_count, const uint8_t *kinds,
