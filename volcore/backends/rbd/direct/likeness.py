@@ -132,10 +132,15 @@ def differences(image: Any, from_snapshot: str | None) -> list[tuple[int, int, b
 
 
 def _without_times(value: bytes) -> bytes:
-    """Return a row without the times in it that are about now."""
-    found = bytearray(value)
-    for at in range(len(value) - 7):
+    """Return a row without the times in it that are about now.
+
+    What follows a time is looked at from its end on: nanoseconds may look like one, too.
+    """
+    found, at = bytearray(value), 0
+    while at + 8 <= len(value):
         seconds, nanoseconds = struct.unpack_from("<II", value, at)
         if abs(seconds - time.time()) < _TIME_ERROR_S_MAX and nanoseconds < 10**9:
             found[at : at + 8] = b"the-time"
+            at += 7
+        at += 1
     return bytes(found)
