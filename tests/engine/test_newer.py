@@ -169,6 +169,15 @@ def names(found):
     return [one.key for one in found]
 
 
+def test_attached_by_a_newer_server(site):
+    """Goal: snapshots and clones of the volume go on. Method: an attachment that cannot be read."""
+    engine = site.bench.engine
+    engine.snapshots.create("p", "held", "t")
+    clone(engine, SourceKind.VOLUME, "held")
+    assert names(engine.snapshots.list("p", "held", limit=9)) == ["held/t"]
+    engine.volumes.delete("p", "x")
+
+
 def test_calls_leave_them_alone(site):
     """Goal: one clear answer for what is newer, all else works. Method: every call, each name."""
     engine = site.bench.engine

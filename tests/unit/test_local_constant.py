@@ -9,9 +9,10 @@ from contextlib import closing
 
 import pytest
 
-from volcore.backends.local import LocalBackend, LocalStore
+from volcore.backends.local import LocalBackend, LocalStore, diff
 from volcore.backends.local.pagecodec import Page
-from volcore.limits import BLOCK_SIZE_BYTES, GIB, TIB
+from volcore.errors import IntegrityError
+from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, GIB, TIB
 from volcore.model.extent import Extent, ExtentKind
 
 DEPTH = 300
@@ -189,3 +190,22 @@ def test_diff_keeps_no_writer_waiting(tmp_path):
             assert rows.volume_ids() == ["v"]
         assert sorted(rows.volume_ids()) == ["v", "w"]
         assert not backend.diff("v", "one", None)
+
+
+def test_diff_misses_no_page(tmp_path):
+    """Goal: an index that names a page twice, or none, is damage. Method: such entries."""
+    backend = LocalBackend(LocalStore.open(tmp_path))
+    backend.open()
+    with closing(backend):
+        backend.create("v", GIB)
+        with backend.open_device("v", read_only=False) as device:
+            device.write(0, b"a")
+            device.write(CHUNK_SIZE_BYTES, b"b")
+        layers = backend._layers
+        (layer_id,) = layers.chain(layers.point("v").layer_id)
+        one, other = diff._briefs(layers, [layer_id], 0, 9)
+        assert set(diff._mixed(layers, {0: [one], 1: [other]}, {layer_id: 0}, [])) == {0, 1}
+        for row_id in (one[3], 10**6):
+            wrong = (*other[:3], row_id, other[4])
+            with pytest.raises(IntegrityError):
+                diff._mixed(layers, {0: [one], 1: [wrong]}, {layer_id: 0}, [])

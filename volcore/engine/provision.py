@@ -22,7 +22,6 @@ from volcore.engine.pool import (
     image_lock,
     is_attached,
     now_ns,
-    openers,
     put,
     sync_ahead,
     unchanged,
@@ -315,10 +314,7 @@ def _make_many(
             failed = backend.create_many(targets, reserve=reserve, records=records)
         else:
             origin, point = _place(source)
-            attached = False
-            if isinstance(source, Volume):
-                _, found = pool.find_below([], openers(pool, source.name))
-                attached = is_attached(source, found)
+            attached = isinstance(source, Volume) and is_attached(pool, source.name)
             failed = backend.clone_many(
                 origin, point, targets, reserve=reserve, records=records, attached=attached
             )

@@ -10,7 +10,6 @@ from volcore.engine.pool import (
     drop,
     is_attached,
     now_ns,
-    openers,
     put,
     sync_ahead,
     unchanged,
@@ -44,13 +43,8 @@ class Snapshots:
         names.check_name(name, field="snapshot_id")
         labels = names.check_labels(labels or {})
         with at.locks.hold([volume_lock(volume)]):
-            known, found = at.find_below(
-                [
-                    (Volume, names.check_name(volume, field="volume")),
-                    (Snapshot, f"{volume}/{name}"),
-                ],
-                openers(at, volume),
-            )
+            names.check_name(volume, field="volume")
+            known = at.find_many([(Volume, volume), (Snapshot, f"{volume}/{name}")])
             source = at.volume(volume, known)
             existing = self._existing(at, volume, name, known)
             if existing is not None:
@@ -76,7 +70,7 @@ class Snapshots:
                 creation(at, snapshot, intent, check=[unchanged(source)]),
             ):
                 at.backend.create_snapshot(
-                    source.backend_id, snapshot.backend_id, attached=is_attached(source, found)
+                    source.backend_id, snapshot.backend_id, attached=is_attached(at, volume)
                 )
             return snapshot
 

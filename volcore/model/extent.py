@@ -52,7 +52,7 @@ class ExtentTable(Sequence[Extent]):
         self._words = array("Q") if words is None else words
 
     def add(self, table: bytes) -> None:
-        """Append what `volcore.kernels.chunkmap.extents` returned, which lies behind all before."""
+        """Append what `volcore.kernels.extents.of_blocks` returned; it lies behind all before."""
         words, last = array("Q", table), self._words
         if last and words and (last[-3] + last[-2], last[-1]) == (words[0], words[2]):
             last[-2] += words[1]

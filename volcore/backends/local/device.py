@@ -6,7 +6,6 @@ from typing import Final
 from volcore.backends import refusals
 from volcore.backends.contract import BlockDevice
 from volcore.backends.local.chunkstore import ChunkStore
-from volcore.backends.local.diff import append_extent
 from volcore.kernels.datapath import DataPath
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, KIB
 from volcore.model.extent import Extent, block_count
@@ -151,7 +150,9 @@ class LocalDevice(BlockDevice):
         for first, count, kind in self.chunks.kinds(block, block_count(end_bytes) - block):
             low = max(offset_bytes, first * BLOCK_SIZE_BYTES)
             high = min(end_bytes, (first + count) * BLOCK_SIZE_BYTES)
-            append_extent(extents, offset_bytes=low, length_bytes=high - low, kind=kind)
+            if extents and (extents[-1].end_bytes, extents[-1].kind) == (low, kind):
+                low = extents.pop().offset_bytes
+            extents.append(Extent(low, high - low, kind))
         return extents
 
     def close(self) -> None:

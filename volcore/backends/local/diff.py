@@ -15,7 +15,7 @@ from volcore.backends.local.layers import Layers, PointRow
 from volcore.backends.local.pagecodec import UNIFORM, Page, damaged, decoded, read_briefs
 from volcore.kernels import chunkmap, extents
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS
-from volcore.model.extent import Extent, ExtentKind, ExtentTable, chunk_count
+from volcore.model.extent import ExtentTable, chunk_count
 
 Brief = tuple[int, int, int | None, int, int]
 """(chunk_index, layer_id, brief, row id, checksum) of a page, as the index has it.
@@ -65,16 +65,6 @@ def diff_points(layers: Layers, source: PointRow | None, target: PointRow) -> Ex
     return found
 
 
-def append_extent(
-    extents: list[Extent], *, offset_bytes: int, length_bytes: int, kind: ExtentKind
-) -> None:
-    """Add a range, joined with the last one where it continues it."""
-    if extents and (extents[-1].end_bytes, extents[-1].kind) == (offset_bytes, kind):
-        last = extents.pop()
-        offset_bytes, length_bytes = last.offset_bytes, last.length_bytes + length_bytes
-    extents.append(Extent(offset_bytes, length_bytes, kind))
-
-
 def _briefs(layers: Layers, layer_ids: Iterable[int], first: int, last: int) -> list[Brief]:
     """Return the briefs of the layers' pages for a range of chunks, ascending within a layer."""
     return layers.database.query(
@@ -85,17 +75,15 @@ def _briefs(layers: Layers, layer_ids: Iterable[int], first: int, last: int) -> 
 
 
 def _pages(layers: Layers, briefs: Iterable[Brief]) -> list[Page]:
-    """Return the pages of these entries of the index, in any order."""
+    """Return the pages of these entries of the index, in any order; those that are lost are not."""
     wanted = {brief[3]: brief for brief in briefs}
     pages = []
     for row_id, states, crcs in layers.database.query(
         "SELECT rowid, states, crcs FROM page WHERE rowid IN (SELECT value FROM json_each(?))",
         (json.dumps(list(wanted)),),
     ):
-        chunk, layer_id, _, _, checksum = wanted.pop(row_id)
+        chunk, layer_id, _, _, checksum = wanted[row_id]
         pages.append(decoded(layer_id, chunk, states, crcs, checksum))
-    for chunk, layer_id, *_ in wanted.values():  # lost
-        raise damaged(layer_id, chunk)
     return pages
 
 
@@ -139,8 +127,10 @@ def _mixed(
         for page in _pages(layers, (brief for briefs in mixed.values() for brief in briefs)):
             pages[page.chunk_index].append(page)
     maps: dict[int, bytes] = {}
-    for chunk in mixed:
+    for chunk, briefs in mixed.items():
         own = pages[chunk]
+        if len(own) != len(briefs):
+            raise damaged(briefs[0][1], chunk)
         try:
             if len(own) > 1 or own[0].layer_id not in rank:
                 maps[chunk] = _resolved(layers, own, rank, common)

@@ -74,7 +74,7 @@ class Reminders:
                 self._thread.start()
 
     def close(self) -> None:
-        """Send what is left at once, and end. Idempotent."""
+        """Send what is left at once, and end; a dead watcher takes two seconds. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -90,8 +90,8 @@ class Reminders:
                 while self._due and (closed or self._due[0][0] <= now_s):
                     names.add(heapq.heappop(self._due)[1])
             try:
-                for name in names:
-                    self._waves.notify(name, wire.HEADER_UPDATE)
+                for reply in [self._waves.notify(name, wire.HEADER_UPDATE) for name in names]:
+                    reply.wait()
             except VolcoreError as err:
                 _LOG.warning("clients are not reminded of a snapshot: %s", err)
             if closed:
