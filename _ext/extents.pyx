@@ -5,7 +5,7 @@
 The GIL stays held where both sides are Python tuples, and building those is the work.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport UINT8_MAX, UINT64_MAX, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 
@@ -145,10 +145,11 @@ cdef Py_ssize_t merge_core(Span *spans, Py_ssize_t count, Span *heap, Span *out)
     return out_count
 
 
-cdef Py_ssize_t count_changes(const uint8_t *kinds, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t at, found = 0
+cdef Py_ssize_t count_runs(const uint8_t *kinds, Py_ssize_t count) noexcept nogil:
+    # Of kinds other than 0.
+    cdef Py_ssize_t at, found = kinds[0] != 0
     for at in range(1, count):
-        found += kinds[at] != kinds[at - 1]
+        found += (kinds[at] != kinds[at - 1]) & (kinds[at] != 0)
     return found
 
 
@@ -281,14 +282,13 @@ def of_blocks(const uint64_t[::1] chunks not None, const uint8_t[::1] kinds not 
     if count == 0 or length == 0 or length % count:
         raise ValueError(f"{length} blocks are not those of {count} chunks")
     check_chunks(chunks, length // count, block_size)
+    cdef Py_ssize_t block_count = length // count, chunk
     with nogil:
-        bound = 3 * (count_changes(&kinds[0], length) + count)
-    cdef uint64_t *table = <uint64_t *>malloc(bound * sizeof(uint64_t))
-    if table == NULL:
-        raise MemoryError
-    try:
-        with nogil:
-            used = tabulate(&chunks[0], count, &kinds[0], length // count, block_size, end, table)
-        return PyBytes_FromStringAndSize(<char *>table, used * sizeof(uint64_t))
-    finally:
-        free(table)
+        bound = 0
+        for chunk in range(count):
+            bound += count_runs(&kinds[chunk * block_count], block_count)
+    table = PyBytes_FromStringAndSize(NULL, 3 * bound * sizeof(uint64_t))
+    cdef uint64_t *words = <uint64_t *>PyBytes_AS_STRING(table)
+    with nogil:
+        used = tabulate(&chunks[0], count, &kinds[0], block_count, block_size, end, words)
+    return table if used == 3 * bound else table[:used * sizeof(uint64_t)]

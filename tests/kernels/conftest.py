@@ -56,11 +56,16 @@ def chunkmap(request):
 
 
 @pytest.fixture(params=[select.PURE, select.NATIVE])
+def mapscan(request):
+    return oracle("mapscan") if request.param == select.PURE else native("mapscan")
+
+
+@pytest.fixture(params=[select.PURE, select.NATIVE])
 def extents(request):
     return oracle("extents") if request.param == select.PURE else native("extents")
 
 
-@pytest.fixture(params=["crc32c", "zero", "chunkmap", "extents"])
+@pytest.fixture(params=["crc32c", "zero", "chunkmap", "mapscan", "extents"])
 def pair(request):
     """One kernel's name, compiled code and oracle."""
     return request.param, native(request.param), oracle(request.param)

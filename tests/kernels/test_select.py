@@ -108,6 +108,8 @@ WRONG = [
     ("chunkmap", "freeze", lambda *args: (3, 1)),
     ("chunkmap", "diff", lambda *args: 0),
     ("chunkmap", "merge", lambda *args: None),
+    ("mapscan", "read_states", lambda *args: (b"", b"")),
+    ("mapscan", "fill", lambda *args: None),
     ("extents", "map_extents", lambda *args, **keywords: []),
     ("extents", "object_to_image", lambda *args, **keywords: 0),
     ("extents", "merge_extents", lambda items: items),
@@ -145,6 +147,10 @@ def test_native_oracle_and_face_have_the_same_names(pair):
         assert inspect.getdoc(getattr(face, function))
 
 
+ROW = "09a4758b050000000000000002"
+"""Chunk 5 of layer 7, all ZERO."""
+
+
 def test_faces_pass_everything_through():
     """Goal: no face drops or swaps an argument. Method: call each, compare with the oracle."""
     faces = {name: import_module(f"volcore.kernels.{name}") for name in select.KERNELS}
@@ -177,6 +183,13 @@ def test_faces_pass_everything_through():
             "chunkmap",
             "merge",
             lambda: (bytearray(2), array("I", [1, 2]), b"\0\1", array("I", [3, 4])),
+            {},
+        ),
+        ("mapscan", "read_states", lambda: (bytes.fromhex(ROW), 7), {}),
+        (
+            "mapscan",
+            "fill",
+            lambda: (bytearray(1024), array("Q", [0]), b"\1" * 1024, 0),
             {},
         ),
         ("extents", "map_extents", lambda: (5, 20), stripes),

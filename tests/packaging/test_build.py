@@ -38,7 +38,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_has_what_it_needs(wheel):
     """Compiled kernels, types and generated code are in it; tests and C sources are not."""
     names = zipfile.ZipFile(wheel).namelist()
-    for kernel in ("chunkmap", "crc32c", "extents", "zero"):
+    for kernel in ("chunkmap", "crc32c", "extents", "mapscan", "zero"):
         assert any(n.startswith(f"volcore/kernels/_native/{kernel}.") for n in names), kernel
     assert "volcore/py.typed" in names
     assert "volcore/v1/volume_pb2.py" in names

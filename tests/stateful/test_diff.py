@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from volcore.backends.local import LocalBackend, LocalStore
+from volcore.backends.local.pagecodec import decoded
+from volcore.kernels import chunkmap
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
 from volcore.model.extent import ExtentKind
 
@@ -34,20 +36,20 @@ _steps = st.lists(
 
 @pytest.mark.timeout(300)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(_steps, st.integers(0, 9), st.integers(0, 9))
-@example([("s", 0, 0), ("w", 0, 1), ("s", 0, 0), ("w", 1, 1)], 0, 2)  # neighbours in two layers
-def test_diff_is_exact(steps, first, second):
+@given(_steps, st.integers(0, 9), st.integers(0, 9), st.sampled_from([(4,), (1, 2, 4)]))
+@example([("s", 0, 0), ("w", 0, 1), ("s", 0, 0), ("w", 1, 1)], 0, 2, (4,))  # neighbours in layers
+def test_diff_is_exact(steps, first, second, versions):
     place = Path(tempfile.mkdtemp(prefix="volcore-", dir=QUICK))
     backend = LocalBackend(LocalStore.open(place))
     try:
         backend.open()
-        check(backend, steps, first, second)
+        check(backend, steps, first, second, versions)
     finally:
         backend.close()
         shutil.rmtree(place)
 
 
-def check(backend, steps, first, second):
+def check(backend, steps, first, second, versions):
     backend.create("v", SIZE)
     points = []
     for number, (how, where, count) in enumerate([*steps, ("s", 0, 0)]):
@@ -59,9 +61,27 @@ def check(backend, steps, first, second):
                 backend.revert("v", points[where % len(points)])
         else:
             change(backend, how, where, count, number)
+    make_older(backend, versions)
     source, target = points[first % len(points)], points[second % len(points)]
     for one, other in ((source, target), (None, target), (source, None), (None, None)):
         compare(backend, one, other)
+
+
+def make_older(backend, versions):
+    """Write pages as servers of these versions did, in turn."""
+    for number, (row_id, *row) in enumerate(
+        backend._database.query(
+            "SELECT rowid, layer_id, chunk_index, states, crcs, checksum FROM page"
+        )
+    ):
+        page = decoded(*row)
+        version = versions[number % len(versions)]
+        form = (page.states, page.crcs.tobytes())
+        if version != 1:
+            form = chunkmap.pack(page.states, page.crcs) if version == 2 else row[2:4]
+        backend._database.execute(
+            "UPDATE page SET states = ?, crcs = ? WHERE rowid = ?", (*form, row_id)
+        )
 
 
 def change(backend, how, where, count, number):

@@ -9,9 +9,9 @@ from contextlib import closing
 
 import pytest
 
-from volcore.backends.local import LocalBackend, LocalStore, diff
+from volcore.backends.local import LocalBackend, LocalStore
 from volcore.backends.local.pagecodec import Page
-from volcore.errors import IntegrityError
+from volcore.errors import IntegrityError, Reason
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, GIB, TIB
 from volcore.model.extent import Extent, ExtentKind
 
@@ -192,20 +192,28 @@ def test_diff_keeps_no_writer_waiting(tmp_path):
         assert not backend.diff("v", "one", None)
 
 
-def test_diff_misses_no_page(tmp_path):
-    """Goal: an index that names a page twice, or none, is damage. Method: such entries."""
+@pytest.mark.parametrize("bit", [0, 40, 8 * 12, 8 * 13, 8 * 200])
+@pytest.mark.parametrize("version", [2, 4])
+def test_diff_believes_no_damage(tmp_path, version, bit):
+    """Goal: a diff misses nothing. Method: flip a bit of states, as each version has them."""
     backend = LocalBackend(LocalStore.open(tmp_path))
     backend.open()
     with closing(backend):
         backend.create("v", GIB)
-        with backend.open_device("v", read_only=False) as device:
-            device.write(0, b"a")
-            device.write(CHUNK_SIZE_BYTES, b"b")
-        layers = backend._layers
-        (layer_id,) = layers.chain(layers.point("v").layer_id)
-        one, other = diff._briefs(layers, [layer_id], 0, 9)
-        assert set(diff._mixed(layers, {0: [one], 1: [other]}, {layer_id: 0}, [])) == {0, 1}
-        for row_id in (one[3], 10**6):
-            wrong = (*other[:3], row_id, other[4])
-            with pytest.raises(IntegrityError):
-                diff._mixed(layers, {0: [one], 1: [wrong]}, {layer_id: 0}, [])
+        for chunk in (0, 1, 7):
+            with backend.open_device("v", read_only=False) as device:
+                device.write(chunk * CHUNK_SIZE_BYTES, b"a")
+        backend.create_snapshot("v", "s")
+        ((layer_id, states),) = backend._database.query(
+            "SELECT layer_id, states FROM page WHERE chunk_index = 1"
+        )
+        states = bytearray(states if version == 4 else states[-256:])
+        states[bit // 8] ^= 1 << bit % 8
+        backend._database.execute(
+            "UPDATE page SET states = ? WHERE chunk_index = 1", (bytes(states),)
+        )
+        for source, target in ((None, "s"), (None, None)):
+            with pytest.raises(IntegrityError) as caught:
+                backend.diff("v", source, target)
+            assert caught.value.context["layer"] == str(layer_id)
+            assert caught.value.reason == Reason.BAD_CHECKSUM

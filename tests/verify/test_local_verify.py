@@ -1,6 +1,7 @@
 """Every kind of damage is found, with who sees it, nothing else is, and what can be is healed."""
 
 import contextlib
+import dataclasses
 import os
 import random
 import sqlite3
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from volcore.backends.local.direct import DirectReader
+from volcore.backends.local.pagecodec import encoded
 from volcore.backends.verifying import DamageKind, SupportsVerify
 from volcore.errors import BackendIOError, CancelledError, NotFoundError, Reason
 from volcore.limits import CHUNK_BLOCKS
@@ -167,17 +169,34 @@ def test_lost_and_old_pages(family):
         assert names(damage) == {"image", "image/base", "one", "two", "two/s", "three"}
 
 
-@pytest.mark.parametrize("brief", ["1", "brief + 1", "brief + (1 << 32)"])
-def test_damaged_brief(backend, brief):
-    """Goal: what diffs rely on is checked. Method: a brief where none is, a wrong one."""
+def test_damaged_index(backend):
+    """Goal: what diffs rely on is checked. Method: a row changes past the index on its states."""
     backend.create("v", SIZE)
     put(backend, "v", 0, os.urandom(8 * B))
     put(backend, "v", C, os.urandom(C))
-    chunk = 0 if brief == "1" else 1
-    backend._database.execute(f"UPDATE page SET brief = {brief} WHERE chunk_index = {chunk}")
+    backend.create_snapshot("v", "s")
+    layer = layer_of(backend, "v", "s")
+    (other,) = backend._layers.pages([layer], 0)
+    states = encoded(dataclasses.replace(other, states=b"\1" * 7 + b"\2" + bytes(1016)))[2]
+    without_index(backend, "UPDATE page SET states = ? WHERE chunk_index = 0", states)
     (damage,) = verify(backend).damage
-    assert (damage.kind, damage.offset_bytes) == (DamageKind.MAP, chunk * C)
-    assert names(damage) == {"v"}
+    assert (damage.kind, damage.offset_bytes) == (DamageKind.MAP, 0)
+    assert names(damage) == {"v", "v/s"}
+
+
+def without_index(backend, sql, *parameters):
+    """Change a row while SQLite does not know of the index on states."""
+    path = backend._store.directory / "volcore.db"
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA writable_schema=ON")
+        index = other.execute("SELECT * FROM sqlite_master WHERE name = 'page_states'").fetchone()
+        other.execute("DELETE FROM sqlite_master WHERE name = 'page_states'")
+        other.commit()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute(sql, parameters)
+        other.execute("PRAGMA writable_schema=ON")
+        other.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", index)
+        other.commit()
 
 
 def test_broken_chains(family):

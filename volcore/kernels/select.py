@@ -16,7 +16,7 @@ from volcore.errors import InvalidArgumentError, NotSupportedError, Reason
 ENVIRONMENT_VARIABLE = "VOLCORE_KERNEL"
 NATIVE = "native"
 PURE = "pure"
-KERNELS = ("crc32c", "zero", "chunkmap", "extents", "datapath")
+KERNELS = ("crc32c", "zero", "chunkmap", "mapscan", "extents", "datapath")
 
 _log = logging.getLogger(__name__)
 

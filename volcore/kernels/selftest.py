@@ -7,9 +7,10 @@ import struct
 from array import array
 
 from volcore.errors import IntegrityError, Reason
-from volcore.kernels import chunkmap, crc32c, extents, select, zero
+from volcore.kernels import chunkmap, crc32c, extents, mapscan, select, zero
 
 _BLOCK_SIZE_BYTES = 512
+_MIXED_HEAD = bytes.fromhex("20e2a8ea060000000000000003")
 _STRIPES = {"object_size_bytes": 1 << 22, "stripe_unit_bytes": 1 << 16, "stripe_count": 4}
 
 
@@ -24,6 +25,7 @@ def run_self_test() -> None:
     _check_crc32c()
     _check_zero()
     _check_chunkmap()
+    _check_mapscan()
     _check_extents()
 
 
@@ -86,6 +88,18 @@ def _check_chunkmap() -> None:
     _expect("pack", packed, (bytes([0x50, 0x29, 0, 0]), struct.pack("<3I", 2, 3, 4)))
     chunkmap.unpack(*packed, bottom, crcs_bottom)
     _expect("unpack", (bottom, crcs_bottom), (top, crcs_top))
+
+
+def _check_mapscan() -> None:
+    uniform = bytes.fromhex("09a4758b050000000000000002")
+    mixed = _MIXED_HEAD + bytes([0x64]) * 256
+    chunks, states = mapscan.read_states(uniform + mixed, 7)
+    _expect("read_states", array("Q", chunks).tolist(), [5, 6])
+    expected = bytes([chunkmap.ZERO]) * 1024 + bytes([0, 1, 2, 1]) * 256
+    _expect("read_states", states, expected)
+    kinds = bytearray(1024) + expected[1024:]
+    mapscan.fill(kinds, array("Q", [1]), expected[:1024], 0)
+    _expect("fill", kinds, bytes(1024) + bytes([2, 1, 2, 1]) * 256)
 
 
 def _check_extents() -> None:

@@ -27,6 +27,7 @@ from volcore.backends.contract import BlockDevice, VolumeBackend
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.errors import ExhaustedError, UnavailableError, VolcoreError
 from volcore.limits import KIB
+from volcore.observability.logs import set_up_logs
 from volcore.testing.faults_on_disk import FAULTS, Damage, plant
 from volcore.testing.history import Player, PointModel, PoolModel, random_steps
 from volcore.testing.simulated_disk import FileImage
@@ -209,6 +210,7 @@ def case(stores: Stores, place: Path, seed: int) -> tuple[str, list[str]]:
 def main() -> int:
     """Run some cases; the verdict of each is a line of JSON."""
     faulthandler.enable()
+    set_up_logs(format="console")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="seed of the first case")
     parser.add_argument("--count", type=int, default=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 _B: Final = 4096
+_DATABASE_PAGE: Final = 2048
 _TABLES: Final = ("layer", "volume", "snapshot", "page", "record", "sqlite_sequence")
 
 
@@ -42,7 +43,8 @@ class Damage:
     def data_page(self, path: Path) -> int:
         """Return the offset of some page that is not all zeroes, or 0."""
         raw = path.read_bytes()
-        used = [at for at in range(0, len(raw), _B) if raw[at : at + _B].strip(b"\0")]
+        size = _page_bytes(path)
+        used = [at for at in range(0, len(raw), size) if raw[at : at + size].strip(b"\0")]
         return self.dice.choice(used or [0])
 
     def old(self, name: str) -> Path | None:
@@ -57,6 +59,10 @@ class Damage:
         return str(path.relative_to(self.target))
 
 
+def _page_bytes(path: Path) -> int:
+    return _B if path.parent.name == "layers" else _DATABASE_PAGE
+
+
 def _patch(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
@@ -64,7 +70,7 @@ def _patch(path: Path, offset: int, data: bytes) -> None:
 
 
 def _flip(damage: Damage, path: Path) -> str:
-    at = damage.data_page(path) + damage.dice.randrange(_B)
+    at = damage.data_page(path) + damage.dice.randrange(_page_bytes(path))
     raw = path.read_bytes()[at : at + 1] or b"\0"
     bit = damage.dice.randrange(8)
     _patch(path, at, bytes([raw[0] ^ (1 << bit)]))
@@ -111,7 +117,7 @@ def misplace(damage: Damage) -> str:
     """Put one page of a file over another."""
     path = damage.any_file()
     source, target = damage.data_page(path), damage.data_page(path)
-    _patch(path, target, path.read_bytes()[source : source + _B])
+    _patch(path, target, path.read_bytes()[source : source + _page_bytes(path)])
     return f"{damage.named(path)} {source} over {target}"
 
 
@@ -122,7 +128,7 @@ def old_page(damage: Damage) -> str:
     if old is None:
         return "no old copy"
     at = damage.data_page(path)
-    page = old.read_bytes()[at : at + _B]
+    page = old.read_bytes()[at : at + _page_bytes(path)]
     _patch(path, at, page)
     return f"{damage.named(path)} {at} of {old.parts[-2:]}"
 

@@ -445,10 +445,11 @@ class LocalBackend(VolumeBackend):
         if Pruning(self._layers).correct_depth(layer_id) >= depth_max:
             raise refusals.depth_limit(volume_id, depth_max)
 
-    def _put_on(self, volume_id: str, parent_id: int | None, point: PointRow) -> None:
-        """Give the volume a new top layer on `parent_id`."""
+    def _put_on(self, volume_id: str, parent_id: int | None, point: PointRow) -> int:
+        """Give the volume a new top layer on `parent_id`; return it."""
         layer_id = self._layers.add_layer(volume_id, parent_id)
         self._layers.put_volume(volume_id, replace(point, layer_id=layer_id))
+        return layer_id
 
     def _freeze(self, volume_id: str, point: PointRow) -> int:
         """Return a layer that holds the volume's content of now and never changes.
@@ -466,7 +467,9 @@ class LocalBackend(VolumeBackend):
         if top.depth >= self.caps.depth_max:
             self._check_depth(volume_id, top.layer_id)
         self._layers.freeze(point.layer_id)
-        self._put_on(volume_id, point.layer_id, point)
+        new_top = self._put_on(volume_id, point.layer_id, point)
+        if chunks is not None:
+            chunks.durability.push(new_top)
         return point.layer_id
 
     def _free(self, *layer_ids: int) -> None:

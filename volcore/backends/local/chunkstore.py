@@ -442,20 +442,20 @@ class ChunkStore:
         """Follow a resize that was committed; the chain waits for whoever holds every stripe."""
         self.path.size_bytes = size_bytes
 
-    def rebase(self) -> None:
-        """Follow a change of the rows that was committed.
+    def rebase(self, top: int | None = None) -> None:
+        """Follow a change of the rows that was committed: a blank `top` on the one before, or any.
 
         Call under the database's lock with every stripe held: the background work may have changed
         the chain of what is open at any time before.
         """
         layers = self.store.layers
-        if self.snapshot_id is None:
-            point = layers.find_volume(self.volume_id)
+        if top is not None and top != self.top:
+            chain, page_sum = [*self.chain, top], 0
         else:
-            point = layers.find_snapshot(self.volume_id, self.snapshot_id)
-        assert point is not None, "what is open is not deleted"
-        self.path.size_bytes = point.size_bytes
-        chain = layers.chain(point.layer_id, self.chain)
+            point = layers.point(self.volume_id, self.snapshot_id)
+            self.path.size_bytes = point.size_bytes
+            chain = layers.chain(point.layer_id, self.chain)
+            page_sum = layers.page_sum(chain[-1])
         if chain == self.chain:
             return
         pushed = chain[: len(self.chain)] == self.chain
@@ -463,7 +463,7 @@ class ChunkStore:
             self.durability.noted.clear()
         self.chain = chain
         self._own = _owner_row(len(chain) - 1)
-        self.unflushed.follow(self.top, layers.page_sum(self.top))
+        self.unflushed.follow(self.top, page_sum)
         if pushed:
             for stripe in self.stripes:
                 for chunk_map in stripe.states():

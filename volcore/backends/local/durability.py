@@ -57,6 +57,8 @@ class Durability:
         self._store = chunks.store
         self._eased_s = 0.0
         self._all_synced = False
+        self._pushed: list[int] = []
+        """Of the last `hold`: the top that it ends with, if that is new and blank."""
         self._syncing = threading.Lock()
         """A leaf. One sync at a time: of several the kernel tells a single one of a failure."""
         self._syncs_begun = 0
@@ -158,6 +160,7 @@ class Durability:
         """
         database = self._store.database
         sealed: list[Sealed] = []
+        pushed = self._pushed = []
 
         def done() -> None:
             try:
@@ -165,7 +168,7 @@ class Durability:
                 if last:
                     self._forget()
                 else:
-                    self._chunks.rebase()
+                    self._chunks.rebase(*pushed)
             finally:
                 self._release()
 
@@ -186,6 +189,10 @@ class Durability:
             # Whoever catches this may still commit: then nothing of it is to be taken as durable.
             sealed.clear()
             raise
+
+    def push(self, layer_id: int) -> None:
+        """After a `hold`: tell that the volume has a new, blank top on the one that it had."""
+        self._pushed.append(layer_id)
 
     def abandon(self) -> None:
         """Let no change begin any more, return when none is under way, and forget them all."""

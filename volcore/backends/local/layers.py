@@ -18,11 +18,11 @@ from volcore.seal import DIGEST_MASK, Seal, damaged
 
 __all__ = ["FORMAT", "LayerRow", "Layers", "Page", "PointRow"]
 
-FORMAT: Final = 3
-"""Versions 1 and 2 are read and raised; docs/formats/local.md."""
+FORMAT: Final = 4
+"""Versions 1 to 3 are read and raised; docs/formats/local.md."""
 _UNSEALED: Final = frozenset({1, 2})
-LOG_PAGES_MAX: Final = 400
-"""Pages of 4 KiB in the log before they move to the database."""
+LOG_BYTES_MAX: Final = 1600 << 10
+"""Of pages in the log before they move to the database."""
 RESERVE_BYTES: Final = 2 << 20
 """Space that log and database each keep at a start: more than one filled log."""
 
@@ -45,9 +45,9 @@ CREATE TABLE IF NOT EXISTS snapshot (
 CREATE INDEX IF NOT EXISTS snapshot_layer ON snapshot (layer);
 CREATE TABLE IF NOT EXISTS page (
   layer_id INTEGER NOT NULL REFERENCES layer (id), chunk_index INTEGER NOT NULL,
-  states BLOB NOT NULL, crcs BLOB NOT NULL, checksum INTEGER NOT NULL, brief INTEGER,
+  states BLOB NOT NULL, crcs BLOB NOT NULL, checksum INTEGER NOT NULL,
   PRIMARY KEY (layer_id, chunk_index)) STRICT;
-CREATE INDEX IF NOT EXISTS page_facts ON page (layer_id, chunk_index, brief, checksum);
+CREATE INDEX IF NOT EXISTS page_states ON page (layer_id, chunk_index, checksum, states);
 CREATE TABLE IF NOT EXISTS dirty (
   layer_id INTEGER NOT NULL REFERENCES layer (id), chunk_index INTEGER NOT NULL,
   PRIMARY KEY (layer_id, chunk_index)) STRICT, WITHOUT ROWID
@@ -72,10 +72,14 @@ _PAGE_CHANGES: Final = {
 
 _PAGES: Final = (
     "SELECT key.layer_id, key.chunk_index, page.states, page.crcs, key.checksum"
-    " FROM page AS key INDEXED BY page_facts LEFT JOIN page ON page.rowid = key.rowid"
+    " FROM page AS key INDEXED BY page_states LEFT JOIN page ON page.rowid = key.rowid"
 )
 _PAGES_OF_CHUNK: Final = (
     _PAGES + " WHERE key.chunk_index = ? AND key.layer_id IN (SELECT value FROM json_each(?))"  # noqa: S608
+)
+_PAGES_AMONG: Final = (
+    _PAGES + " WHERE key.layer_id = ? AND key.chunk_index IN (SELECT value FROM json_each(?))"  # noqa: S608
+    " ORDER BY key.chunk_index"
 )
 """The index was proven with the layer, so a page that does not fit its entry is lost or old."""
 
@@ -147,7 +151,7 @@ class Layers:
         """Refuse a sealed database that lacks a table or says nonsense about itself."""
         known = {row[0] for row in self.database.query("SELECT name FROM sqlite_master")}
         wanted = {line.split()[5] for line in _SCHEMA.split(";\n") if " TABLE " in line}
-        if version != FORMAT or not wanted <= known:
+        if version is None or version in _UNSEALED or not wanted <= known:
             raise damaged("it lacks what every pool has")
 
     def _upgrade(self, version: int | None) -> None:
@@ -157,14 +161,15 @@ class Layers:
         if version is None:
             self.database.execute("INSERT INTO local_format VALUES (?)", (FORMAT,))
         elif version < FORMAT:
-            if version == 1:
-                self.database.execute("ALTER TABLE page ADD COLUMN brief INTEGER")
-            self.database.execute("DROP INDEX IF EXISTS page_brief")
-            self.database.execute("ALTER TABLE layer ADD COLUMN pages INTEGER NOT NULL DEFAULT 0")
-            self.database.execute(
-                f"UPDATE layer SET pages = (SELECT coalesce(sum({_MARK}), 0)"  # noqa: S608
-                " FROM page WHERE layer_id = layer.id)"
-            )
+            for index in ("page_brief", "page_facts"):  # of versions 2 and 3
+                self.database.execute(f"DROP INDEX IF EXISTS {index}")
+            if version in _UNSEALED:
+                add = "ALTER TABLE layer ADD COLUMN pages INTEGER NOT NULL DEFAULT 0"
+                self.database.execute(add)
+                self.database.execute(
+                    f"UPDATE layer SET pages = (SELECT coalesce(sum({_MARK}), 0)"  # noqa: S608
+                    " FROM page WHERE layer_id = layer.id)"
+                )
             self.database.execute("UPDATE local_format SET version = ?", (FORMAT,))
         for statement in _SCHEMA.split(";\n"):
             self.database.execute(statement)
@@ -174,7 +179,8 @@ class Layers:
         self.database.execute("CREATE TABLE IF NOT EXISTS reserve (filler BLOB) STRICT")
         self.database.execute("INSERT INTO reserve VALUES (zeroblob(?))", (RESERVE_BYTES,))
         self.database.execute("DELETE FROM reserve")
-        self.database.query(f"PRAGMA wal_autocheckpoint({LOG_PAGES_MAX})")
+        ((page_bytes,),) = self.database.query("PRAGMA page_size")
+        self.database.query(f"PRAGMA wal_autocheckpoint({LOG_BYTES_MAX // page_bytes})")
         self.database.query("PRAGMA wal_checkpoint(PASSIVE)")
 
     # Volumes and snapshots
@@ -333,7 +339,7 @@ class Layers:
         wrong = self.database.query(
             "SELECT id FROM layer WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608
             f" AND pages != (SELECT coalesce(sum({_MARK}), 0)"
-            " FROM page INDEXED BY page_facts WHERE layer_id = layer.id)",
+            " FROM page INDEXED BY page_states WHERE layer_id = layer.id)",
             (json.dumps(todo),),
         )
         if wrong:
@@ -387,6 +393,10 @@ class Layers:
         )
         return [decoded(*row) for row in rows]
 
+    def pages_among(self, layer_id: int, chunks: str) -> list[Page]:
+        """Return the pages that a layer has for chunks, a JSON list; ascending."""
+        return [decoded(*row) for row in self.database.query(_PAGES_AMONG, (layer_id, chunks))]
+
     def chunks(self, layer_ids: Iterable[int], first: int, last: int) -> list[int]:
         """Return the chunks, from `first` to `last`, for which the layers have pages; ascending."""
         rows = self.database.query(
@@ -404,8 +414,8 @@ class Layers:
     def put_pages(self, pages: Sequence[Page]) -> None:
         """Add or replace pages."""
         self.database.execute_many(
-            "INSERT OR REPLACE INTO page (layer_id, chunk_index, states, crcs, checksum, brief)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO page (layer_id, chunk_index, states, crcs, checksum)"
+            " VALUES (?, ?, ?, ?, ?)",
             [encoded(page) for page in pages],
         )
 

@@ -1,37 +1,35 @@
 """One chunk of one layer as a row: its form on the disk, and the checksum that proves it.
 
-Version 2 packs states and CRCs (`kernels.chunkmap.pack`); version 1 kept a byte and a CRC for each
-of the 1024 blocks. Lengths tell them apart; both are read for ever, version 2 is written. The
-checksum covers what the row means, in either form: a flipped state would show the parent's data as
-good.
-
-A chunk whose blocks are all alike has a `brief` as well: its state with a checksum of its own, so
-that looking what changed needs neither CRCs nor blobs.
+Version 4 is written: states and CRCs packed (`kernels.chunkmap.pack`), states with their chunk and
+a checksum of their own, so that looking what changed needs no CRCs (`kernels.mapscan`). Versions 2
+and 3 had the states alone, version 1 a byte and a CRC for each of the 1024 blocks. Lengths tell
+them apart; all are read for ever. The checksum covers what the row means, in either form: a flipped
+state would show the parent's data as good.
 """
 
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from volcore.errors import IntegrityError, Reason
-from volcore.kernels import chunkmap, crc32c
+from volcore.kernels import chunkmap, crc32c, mapscan
 from volcore.limits import CHUNK_BLOCKS
 
 CRCS_BYTES: Final = 4 * CHUNK_BLOCKS
 UNIFORM: Final = tuple(bytes([state]) * CHUNK_BLOCKS for state in range(chunkmap.ZERO + 1))
 """For each block state, the states of a chunk that has no other."""
 _NO_CRCS: Final = bytes(CRCS_BYTES)
-_PROVEN: Final = struct.Struct("<QQB")
-"""What the checksum of a brief covers: layer, chunk, state."""
-_LOW: Final = (1 << 32) - 1
-_STATES: Final = frozenset(range(chunkmap.ZERO + 1))
-_KNOWN: Final = bytes(_STATES)
+PROVEN_LENGTHS: Final = (13, 269)
+"""Of states that have a checksum of their own: of one kind, and mixed."""
+_HEAD: Final = struct.Struct("<QB")
+"""Chunk and form, behind the checksum."""
+_PROOF_BYTES: Final = 4
+_KNOWN: Final = bytes(range(chunkmap.ZERO + 1))
 
-Row = tuple[int, int, bytes, bytes, int, int | None]
-"""(layer_id, chunk_index, states, crcs, checksum, brief)."""
+Row = tuple[int, int, bytes, bytes, int]
+"""(layer_id, chunk_index, states, crcs, checksum)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +45,8 @@ class Page:
 def encoded(page: Page) -> Row:
     """Return the page as a row."""
     states, crcs = chunkmap.pack(page.states, page.crcs)
-    brief = None
-    if len(states) == 1:
-        brief = make_brief(page.layer_id, page.chunk_index, states[0])
-    return page.layer_id, page.chunk_index, states, crcs, _checksum(page), brief
+    proven = _with_proof(page.layer_id, page.chunk_index, states)
+    return page.layer_id, page.chunk_index, proven, crcs, _checksum(page)
 
 
 def decoded(layer_id: int, chunk_index: int, states: bytes, crcs: bytes, checksum: int) -> Page:
@@ -61,6 +57,8 @@ def decoded(layer_id: int, chunk_index: int, states: bytes, crcs: bytes, checksu
     """
     found = array("I", _NO_CRCS)
     try:
+        if len(states) in PROVEN_LENGTHS:
+            states = _without_proof(layer_id, chunk_index, states)
         if len(states) == CHUNK_BLOCKS:
             if states.translate(None, _KNOWN):
                 raise damaged(layer_id, chunk_index)
@@ -80,29 +78,6 @@ def decoded(layer_id: int, chunk_index: int, states: bytes, crcs: bytes, checksu
     return page
 
 
-def make_brief(layer_id: int, chunk_index: int, state: int) -> int:
-    """Return the brief of a chunk that has one state: that, above a CRC-32C of it and its place."""
-    return state << 32 | crc32c.crc32c(_PROVEN.pack(layer_id, chunk_index, state))
-
-
-def read_briefs(rows: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Return the states of chunks that have one each, by (layer_id, chunk_index, brief).
-
-    Raises:
-        IntegrityError: BAD_CHECKSUM, a brief is damaged.
-    """
-    proofs = array("I", bytes(4 * len(rows)))
-    pack = _PROVEN.pack
-    packed = b"".join([pack(layer, at, brief >> 32 & 255) for layer, at, brief in rows])
-    crc32c.crc32c_blocks(packed, _PROVEN.size, proofs)
-    states = [brief >> 32 for _, _, brief in rows]
-    if array("I", [brief & _LOW for _, _, brief in rows]) != proofs or set(states) - _STATES:
-        for (layer_id, chunk_index, brief), proof in zip(rows, proofs, strict=True):
-            if brief & _LOW != proof or brief >> 32 not in _STATES:
-                raise damaged(layer_id, chunk_index)
-    return states
-
-
 def damaged(layer_id: int, chunk_index: int) -> IntegrityError:
     """Return the error for a row that is not what was written."""
     return IntegrityError(
@@ -112,6 +87,25 @@ def damaged(layer_id: int, chunk_index: int) -> IntegrityError:
         layer=layer_id,
         chunk_index=chunk_index,
     )
+
+
+def _with_proof(layer_id: int, chunk_index: int, packed: bytes) -> bytes:
+    """Return packed states as `mapscan.read_states` takes them."""
+    if len(packed) == 1:
+        body = _HEAD.pack(chunk_index, packed[0])
+    else:
+        body = _HEAD.pack(chunk_index, mapscan.MIXED) + packed
+    proof = crc32c.crc32c(body, crc32c.crc32c(struct.pack("<Q", layer_id)))
+    return struct.pack("<I", proof) + body
+
+
+def _without_proof(layer_id: int, chunk_index: int, proven: bytes) -> bytes:
+    """Return the packed states of a row."""
+    _, form = _HEAD.unpack_from(proven, _PROOF_BYTES)
+    packed = proven[_PROOF_BYTES + _HEAD.size :] or bytes([form])
+    if _with_proof(layer_id, chunk_index, packed) != proven:
+        raise damaged(layer_id, chunk_index)
+    return packed
 
 
 def _checksum(page: Page) -> int:

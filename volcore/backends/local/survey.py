@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from volcore.backends.local.layers import Layers, Page
-from volcore.backends.local.pagecodec import make_brief
 from volcore.errors import IntegrityError
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
 
@@ -82,17 +81,15 @@ class Survey:
         pages = self._rows.pages([layer_id], chunk_index)
         return pages[0] if pages else None
 
-    def has_sound_brief(self, page: Page) -> bool:
-        """Tell whether the page's brief, if it has one, says what the page says."""
+    def is_indexed(self, page: Page) -> bool:
+        """Tell whether the index, from which diffs are made, has the states that the row has."""
         rows = self._database.query(
-            "SELECT brief FROM page WHERE layer_id = ? AND chunk_index = ?",
+            "SELECT page.states IS key.states FROM page AS key INDEXED BY page_states"
+            " LEFT JOIN page ON page.rowid = key.rowid"
+            " WHERE key.layer_id = ? AND key.chunk_index = ?",
             (page.layer_id, page.chunk_index),
         )
-        briefs = {row[0] for row in rows} - {None}
-        state = page.states[0]
-        uniform = page.states.count(state) == CHUNK_BLOCKS
-        right = make_brief(page.layer_id, page.chunk_index, state) if uniform else None
-        return briefs <= {right}
+        return all(same for (same,) in rows)
 
     def siblings(self, layer_id: int, chunk_index: int) -> list[int]:
         """Return the other layers that have a page for the chunk."""
