@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from volcore.backends.local import LocalBackend, LocalStore
+from volcore.backends.local import LocalBackend, LocalStore, diff
 from volcore.backends.local.pagecodec import decoded
 from volcore.kernels import chunkmap
 from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS, CHUNK_SIZE_BYTES
@@ -36,14 +36,22 @@ _steps = st.lists(
 
 @pytest.mark.timeout(300)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(_steps, st.integers(0, 9), st.integers(0, 9), st.sampled_from([(4,), (1, 2, 4)]))
-@example([("s", 0, 0), ("w", 0, 1), ("s", 0, 0), ("w", 1, 1)], 0, 2, (4,))  # neighbours in layers
-def test_diff_is_exact(steps, first, second, versions):
+@given(
+    _steps,
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.sampled_from([(4,), (1, 2, 4)]),
+    st.sampled_from([1, 2, 8192]),
+)
+@example([("s", 0, 0), ("w", 0, 1), ("s", 0, 0), ("w", 1, 1)], 0, 2, (4,), 8192)  # neighbours
+def test_diff_is_exact(steps, first, second, versions, chunks_at_once):
     place = Path(tempfile.mkdtemp(prefix="volcore-", dir=QUICK))
     backend = LocalBackend(LocalStore.open(place))
     try:
         backend.open()
-        check(backend, steps, first, second, versions)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(diff, "CHUNKS_AT_ONCE", chunks_at_once)
+            check(backend, steps, first, second, versions)
     finally:
         backend.close()
         shutil.rmtree(place)

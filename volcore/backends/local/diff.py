@@ -4,9 +4,10 @@ States are in an index, each chunk's with a checksum of its own, so CRCs are not
 are taken some at a time, so that memory does not grow with the volume.
 """
 
+import itertools
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,7 @@ from volcore.limits import BLOCK_SIZE_BYTES, CHUNK_BLOCKS
 from volcore.model.extent import ExtentTable, chunk_count
 
 CHUNKS_AT_ONCE: Final = 1 << 13
-"""Chunks of which states are in memory at once: 8 MiB for each layer that has pages there."""
+"""Chunks of which states are in memory at once: some 30 MiB, whatever the number of layers."""
 _NO_ZEROES: Final = bytes.maketrans(bytes([chunkmap.ZERO]), bytes([chunkmap.ABSENT]))
 _BELOW: Final = 3
 """Kind of a block that the target has from a layer that both points have."""
@@ -46,6 +47,9 @@ class States:
     """1024 for each chunk."""
 
 
+_NOTHING: Final = States(array("Q"), b"")
+
+
 def diff_points(layers: Layers, source: PointRow | None, target: PointRow) -> ExtentTable:
     """Return ascending extents of `target` that may differ from `source` (None: from zeroes).
 
@@ -58,55 +62,53 @@ def diff_points(layers: Layers, source: PointRow | None, target: PointRow) -> Ex
     target_chain = layers.chain(target.layer_id)[::-1]
     source_chain = layers.chain(source.layer_id)[::-1] if source else []
     both = set(target_chain) & set(source_chain)
-    only = [
+    gaining, losing = (
         [layer_id for layer_id in chain if layer_id not in both]
         for chain in (target_chain, source_chain)
-    ]
+    )
+    below = [layer_id for layer_id in target_chain if layer_id in both]
     found = ExtentTable()
     count = chunk_count(target.size_bytes)
     for first in range(0, count, CHUNKS_AT_ONCE):
-        last = min(first + CHUNKS_AT_ONCE, count) - 1
-        gained, lost = (
-            [_look(layers, layer_id, _LOOK_BETWEEN, first, last) for layer_id in chain]
-            for chain in only
-        )
-        changed = _seen_through(gained)
-        if any(states.chunks for states in lost):
-            below = [layer_id for layer_id in target_chain if layer_id in both]
-            changed = _with_lost(layers, changed, _seen_through(lost), below)
+        chunks = range(first, min(first + CHUNKS_AT_ONCE, count))
+        changed = _seen_through(_look(layers, layer_id, chunks) for layer_id in gaining)
+        lost = _seen_through(_look(layers, layer_id, chunks) for layer_id in losing)
+        if lost.chunks:
+            changed = _with_lost(layers, changed, lost, below)
         blocks = changed.blocks if source else changed.blocks.translate(_NO_ZEROES)
         found.add(extents.of_blocks(changed.chunks, blocks, BLOCK_SIZE_BYTES, target.size_bytes))
     return found
 
 
-def _seen_through(layers: Sequence[States]) -> States:
-    """Return what is seen through layers, the topmost first."""
-    some = [states for states in layers if states.chunks]
-    if len(some) == 1:
-        return some[0]
-    chunks = array("Q", sorted(set().union(*(states.chunks for states in some))))
-    places = _places(chunks)
-    blocks = bytearray(len(chunks) * CHUNK_BLOCKS)
-    for states in some:
+def _seen_through(layers: Iterable[States]) -> States:
+    """Return what is seen through layers, the topmost first; two of them are kept at a time."""
+    some = (states for states in layers if states.chunks)
+    first, second = next(some, _NOTHING), next(some, None)
+    if second is None:
+        return first
+    places: dict[int, int] = {}
+    blocks = bytearray()
+    for states in itertools.chain((first, second), some):
+        for chunk in states.chunks:
+            places.setdefault(chunk, len(places))
+        blocks += bytes(len(places) * CHUNK_BLOCKS - len(blocks))
         _fill(blocks, places, states, chunkmap.ABSENT)
-    return States(chunks, blocks)
+    ascending = array("Q", sorted(places))
+    starts = [places[chunk] * CHUNK_BLOCKS for chunk in ascending]
+    return States(ascending, b"".join([blocks[at : at + CHUNK_BLOCKS] for at in starts]))
 
 
 def _with_lost(layers: Layers, gained: States, lost: States, below: Sequence[int]) -> States:
     """Return `gained` with what only the source had: there the target shows what both have."""
     lost = States(lost.chunks, lost.blocks.translate(_TO_BELOW))
     changed = _seen_through([gained, lost])
-    blocks, places = bytearray(changed.blocks), _places(changed.chunks)
-    wanted = json.dumps(list(lost.chunks))
+    blocks, wanted = bytearray(changed.blocks), set(lost.chunks)
+    places = {chunk: place for place, chunk in enumerate(changed.chunks)}
     for layer_id in below:
         if _BELOW not in blocks:
             break
-        _fill(blocks, places, _look(layers, layer_id, _LOOK_AMONG, wanted), _BELOW)
+        _fill(blocks, places, _look(layers, layer_id, wanted), _BELOW)
     return States(changed.chunks, blocks.translate(_BELOW_TO_ZERO))
-
-
-def _places(chunks: Sequence[int]) -> dict[int, int]:
-    return {chunk: place for place, chunk in enumerate(chunks)}
 
 
 def _fill(blocks: bytearray, places: dict[int, int], below: States, unknown: int) -> None:
@@ -115,20 +117,36 @@ def _fill(blocks: bytearray, places: dict[int, int], below: States, unknown: int
     mapscan.fill(blocks, wanted, below.blocks, unknown)
 
 
-def _look(layers: Layers, layer_id: int, sql: str, *where: int | str) -> States:
-    """Return the states that a layer has for some chunks."""
-    ((rows, others),) = layers.database.query(sql, (layer_id, *where))
+def _look(layers: Layers, layer_id: int, among: "range | set[int]") -> States:
+    """Return the states that a layer has for some chunks.
+
+    Raises:
+        IntegrityError: BAD_CHECKSUM, they are not what was written.
+    """
+    if isinstance(among, range):
+        found = layers.database.query(_LOOK_BETWEEN, (layer_id, among[0], among[-1]))
+    else:
+        found = layers.database.query(_LOOK_AMONG, (layer_id, json.dumps(list(among))))
+    ((rows, others),) = found
     try:
         chunks, blocks = mapscan.read_states(rows or b"", layer_id)
-    except (ValueError, TypeError) as err:
-        raise IntegrityError(
-            f"a map of layer {layer_id} is damaged; verify tells which, and whose",
-            reason=Reason.BAD_CHECKSUM,
-            layer=layer_id,
-        ) from err
+    except ValueError as err:
+        raise _damaged(layer_id) from err
     states = States(array("Q", chunks), blocks)
-    if others == "[]":
-        return states
-    pages = layers.pages_among(layer_id, others)  # of versions that had no states of their own
-    older = array("Q", [page.chunk_index for page in pages])
-    return _seen_through([states, States(older, b"".join(page.states for page in pages))])
+    if others != "[]":  # of versions that had no states of their own
+        pages = layers.pages_among(layer_id, others)
+        if len(pages) != len(json.loads(others)):
+            raise _damaged(layer_id)
+        older = array("Q", [page.chunk_index for page in pages])
+        states = _seen_through([states, States(older, b"".join(page.states for page in pages))])
+    if not all(chunk in among for chunk in states.chunks):
+        raise _damaged(layer_id)
+    return states
+
+
+def _damaged(layer_id: int) -> IntegrityError:
+    return IntegrityError(
+        f"a map of layer {layer_id} is damaged; verify tells which, and whose",
+        reason=Reason.BAD_CHECKSUM,
+        layer=layer_id,
+    )
