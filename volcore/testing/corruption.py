@@ -5,12 +5,14 @@
 Each case plants one to three faults: flipped bits, zeroed ranges, misplaced and old pages or
 blocks, files cut, grown, swapped, deleted or replaced by older ones, rows changed, lost or put back
 as they were. The pool must refuse to open or say DATA_LOSS, or every byte it serves must be right;
-it may lose no volume without a word, and no error but ours may come out. Each case prints a line
-before and one after it, so that whoever started this knows which one ended the process.
+it may lose no volume without a word, no diff may leave out what changed, and no error but ours may
+come out. Each case prints a line before and one after it, so that whoever started this knows which
+one ended the process.
 """
 
 import argparse
 import faulthandler
+import itertools
 import json
 import os
 import random
@@ -18,7 +20,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +28,7 @@ from typing import Final
 from volcore.backends.contract import BlockDevice, VolumeBackend
 from volcore.backends.local import LocalBackend, LocalStore
 from volcore.errors import ExhaustedError, UnavailableError, VolcoreError
-from volcore.limits import KIB
+from volcore.limits import BLOCK_SIZE_BYTES, KIB
 from volcore.observability.logs import set_up_logs
 from volcore.testing.faults_on_disk import FAULTS, Damage, plant
 from volcore.testing.history import Player, PointModel, PoolModel, random_steps
@@ -136,7 +138,7 @@ def _refused(err: VolcoreError) -> str:
     return "found"
 
 
-def _judge_volume(backend: VolumeBackend, name: str, points: dict[str | None, PointModel]) -> bool:
+def _judge_volume(backend: LocalBackend, name: str, points: dict[str | None, PointModel]) -> bool:
     found = False
     try:
         shown = backend.describe(name).snapshot_ids
@@ -150,6 +152,9 @@ def _judge_volume(backend: VolumeBackend, name: str, points: dict[str | None, Po
                 found |= _judge_bytes(device, model, f"{name} {point or 'head'}")
         except VolcoreError as err:
             found = bool(_refused(err))
+    snapshots = [point for point in points if point is not None]
+    for source, target in itertools.pairwise([None, *snapshots, None]):
+        found |= _judge_diff(backend, name, source, target)
     try:
         _use(backend, name)
     except VolcoreError as err:
@@ -170,6 +175,39 @@ def _judge_bytes(device: BlockDevice, model: PointModel, label: str) -> bool:
         else:
             if text is not None:
                 raise WrongError(f"{label}: {text}")
+    return found
+
+
+def _judge_diff(backend: LocalBackend, name: str, source: str | None, target: str | None) -> bool:
+    """Compare what a diff (without `source`, from zeroes) leaves out, as far as it can be read."""
+    try:
+        extents = backend.diff(name, source, target)
+        with backend.open_device(name, target, read_only=True) as device:
+            new = _readable(device)
+        old = dict.fromkeys(new, bytes(PIECE_BYTES))
+        if source is not None:
+            with backend.open_device(name, source, read_only=True) as device:
+                old = _readable(device)
+    except VolcoreError as err:
+        return bool(_refused(err))
+    told = set[int]()
+    for extent in extents:
+        told.update(range(extent.offset_bytes, extent.end_bytes, BLOCK_SIZE_BYTES))
+    for at, data in new.items():
+        for block in range(0, len(data), BLOCK_SIZE_BYTES):
+            changed = data[block : block + BLOCK_SIZE_BYTES]
+            before = old.get(at, data)[block : block + BLOCK_SIZE_BYTES] or bytes(BLOCK_SIZE_BYTES)
+            if at + block not in told and changed != before:
+                raise WrongError(f"the diff of {name} {source} {target} leaves out {at + block}")
+    return False
+
+
+def _readable(device: BlockDevice) -> dict[int, bytes]:
+    """Return what can be read of a device, piece by piece."""
+    found = {}
+    for at in range(0, device.size_bytes, PIECE_BYTES):
+        with suppress(VolcoreError):
+            found[at] = device.read(at, min(PIECE_BYTES, device.size_bytes - at))
     return found
 
 
