@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from volcore.backends import refusals
-from volcore.backends.local.pagecodec import Page, decoded, encoded
+from volcore.backends.local.pagecodec import Page, Row, decoded, encoded
+from volcore.backends.local.pagecodec import damaged as damaged_page
 from volcore.database import Database
 from volcore.errors import IntegrityError, PreconditionError, Reason
 from volcore.seal import DIGEST_MASK, Seal, damaged
@@ -81,6 +82,7 @@ _PAGES_AMONG: Final = (
     _PAGES + " WHERE key.layer_id = ? AND key.chunk_index IN (SELECT value FROM json_each(?))"  # noqa: S608
     " ORDER BY key.chunk_index"
 )
+_PAGES_FIRST: Final = _PAGES + " WHERE key.layer_id = ? ORDER BY key.chunk_index LIMIT ?"
 """The index was proven with the layer, so a page that does not fit its entry is lost or old."""
 
 
@@ -391,16 +393,21 @@ class Layers:
             _PAGES_OF_CHUNK,
             (chunk_index, json.dumps(list(layer_ids))),
         )
-        return [decoded(*row) for row in rows]
+        return _single(rows)
 
     def pages_among(self, layer_id: int, chunks: str) -> list[Page]:
         """Return the pages that a layer has for chunks, a JSON list; ascending."""
-        return [decoded(*row) for row in self.database.query(_PAGES_AMONG, (layer_id, chunks))]
+        return _single(self.database.query(_PAGES_AMONG, (layer_id, chunks)))
+
+    def first_pages(self, layer_id: int, limit: int) -> list[Page]:
+        """Return up to `limit` pages of the layer, ascending."""
+        return _single(self.database.query(_PAGES_FIRST, (layer_id, limit)))
 
     def chunks(self, layer_ids: Iterable[int], first: int, last: int) -> list[int]:
         """Return the chunks, from `first` to `last`, for which the layers have pages; ascending."""
         rows = self.database.query(
-            "SELECT DISTINCT chunk_index FROM page INDEXED BY page_states"  # the index that is proven
+            # The index that is proven: a chunk that it lacks is one that the layers below decide.
+            "SELECT DISTINCT chunk_index FROM page INDEXED BY page_states"
             " WHERE chunk_index BETWEEN ? AND ?"
             " AND layer_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_index",
             (first, last, json.dumps(list(layer_ids))),
@@ -456,6 +463,17 @@ def _point_row(
         parent_volume=parent_volume,
         parent_snapshot=parent_snapshot,
     )
+
+
+def _single(rows: list[Row]) -> list[Page]:
+    """Return the pages of rows, of which none is there twice.
+
+    Else the index that keeps them apart has lost an entry, and one of the two is old.
+    """
+    pages = [decoded(*row) for row in rows]
+    if len(pages) > 1 and len({(page.layer_id, page.chunk_index) for page in pages}) < len(pages):
+        raise damaged_page(pages[0].layer_id, pages[0].chunk_index)
+    return pages
 
 
 def protect(database: Database, seal: Seal) -> None:

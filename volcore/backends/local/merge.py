@@ -20,11 +20,13 @@ Invariants (docs/invariants.md):
    data was synced.
 """
 
+import json
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from volcore.backends.local.layers import Layers
 from volcore.backends.local.pagecodec import Page
 from volcore.backends.local.pruning import Pair, Pruning
 from volcore.backends.local.store import LocalStore
@@ -64,7 +66,7 @@ class Move:
 class Merge:
     """Moves pages of pairs; used by one thread."""
 
-    def __init__(self, store: LocalStore, rows: Pruning, is_open: Callable[[int], bool]) -> None:
+    def __init__(self, store: LocalStore, rows: Layers, is_open: Callable[[int], bool]) -> None:
         """Read `rows` over a connection of its own; `is_open` tells who may read a layer."""
         self._store = store
         self._rows = rows
@@ -117,7 +119,8 @@ class Merge:
         moves: list[Move] = []
         left_bytes = STEP_BYTES
         pages = self._rows.first_pages(source, STEP_CHUNKS)
-        targets = self._rows.pages_at(target, [page.chunk_index for page in pages])
+        chunks = json.dumps([page.chunk_index for page in pages])
+        targets = {page.chunk_index: page for page in self._rows.pages_among(target, chunks)}
         for page in pages:
             old = targets.get(page.chunk_index) or _blank_page(target, page.chunk_index)
             move = _moved_down(page, old) if down else _moved_up(page, old)

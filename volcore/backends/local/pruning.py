@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from volcore.backends.local.layers import Layers
-from volcore.backends.local.pagecodec import Page, decoded
 
 REFERRERS_MAX: Final = 256
 """Children or snapshots moved in one transaction: a millisecond."""
@@ -78,30 +77,12 @@ class Pruning:
             for lower, above, frozen, volume_id in self._database.query(_PAIRS, (upper, DEPTH_SOON))
         ]
 
-    def first_pages(self, layer_id: int, limit: int) -> list[Page]:
-        """Return up to `limit` pages of the layer, ascending."""
-        rows = self._database.query(
-            "SELECT layer_id, chunk_index, states, crcs, checksum FROM page WHERE layer_id = ?"
-            " ORDER BY chunk_index LIMIT ?",
-            (layer_id, limit),
-        )
-        return [decoded(*row) for row in rows]
-
-    def pages_at(self, layer_id: int, chunks: Iterable[int]) -> dict[int, Page]:
-        """Return the layer's pages for these chunks."""
-        rows = self._database.query(
-            "SELECT layer_id, chunk_index, states, crcs, checksum FROM page WHERE layer_id = ?"
-            " AND chunk_index IN (SELECT value FROM json_each(?))",
-            (layer_id, json.dumps(list(chunks))),
-        )
-        return {page.chunk_index: page for page in (decoded(*row) for row in rows)}
-
     # Changes
 
     def delete_pages(self, layer_id: int, chunks: Iterable[int]) -> None:
         """Delete the layer's pages for these chunks."""
         self._database.execute(
-            "DELETE FROM page WHERE layer_id = ?"
+            "DELETE FROM page INDEXED BY page_states WHERE layer_id = ?"
             " AND chunk_index IN (SELECT value FROM json_each(?))",
             (layer_id, json.dumps(list(chunks))),
         )

@@ -58,8 +58,8 @@ class Survey:
     def chunks_after(self, layer_id: int, chunk_index: int, limit: int) -> list[int]:
         """Return up to `limit` chunks after `chunk_index` for which the layer has pages."""
         rows = self._database.query(
-            "SELECT chunk_index FROM page WHERE layer_id = ? AND chunk_index > ?"
-            " ORDER BY chunk_index LIMIT ?",
+            "SELECT chunk_index FROM page INDEXED BY page_states"  # which is proven
+            " WHERE layer_id = ? AND chunk_index > ? ORDER BY chunk_index LIMIT ?",
             (layer_id, chunk_index, limit),
         )
         return [row[0] for row in rows]

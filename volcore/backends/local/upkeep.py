@@ -59,7 +59,7 @@ class Upkeep:
         self._openings = openings
         self._changes = Pruning(store.layers)
         self._rows = Pruning(store.scanner)
-        self._merge = Merge(store, self._rows, lambda layer: bool(openings.with_layer(layer)))
+        self._merge = Merge(store, store.scanner, lambda layer: bool(openings.with_layer(layer)))
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._stop = threading.Event()
