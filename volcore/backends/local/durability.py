@@ -228,7 +228,9 @@ class Durability:
 
     def _seal(self) -> list[Sealed]:
         sealed = []
-        for stripe in self._chunks.stripes:
+        # Against the way of a stream of writes, to meet each of its writers once: with them, a
+        # flush would wait for one after the other all the way round.
+        for stripe in reversed(self._chunks.stripes):
             with stripe:
                 for chunk_map in cast("list[ChunkMap]", stripe.dirty()):
                     states, crcs, holes = chunk_map.seal()
