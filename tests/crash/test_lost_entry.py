@@ -104,3 +104,27 @@ def test_merge(pool, where):
         except IntegrityError:
             return
         assert found == (b"a" * B, b"c" * B, b"d" * B)
+
+
+def test_delete(pool):
+    """The volume can be deleted, and the pool serves the others from the next start on."""
+    with closing(opened(pool)) as backend:
+        backend.create("other", C)
+        backend.delete("v")
+    with closing(opened(pool)) as backend:
+        assert list(backend.walk()) == ["other"]
+
+
+def test_delete_what_lost_its_pages(tmp_path):
+    """The same for one whose pages are gone, index and all, past the triggers."""
+    with closing(opened(tmp_path)) as backend:
+        backend.create("other", C)
+        backend.create("v", 4 * C)
+        write(backend, C, b"a")
+    with closing(sqlite3.connect(tmp_path / "volcore.db")) as database:
+        database.execute("DELETE FROM page")
+        database.commit()
+    with closing(opened(tmp_path)) as backend:
+        backend.delete("v")
+    with closing(opened(tmp_path)) as backend:
+        assert list(backend.walk()) == ["other"]

@@ -133,9 +133,9 @@ def _look(layers: Layers, layer_id: int, among: "range | set[int]") -> States:
     except ValueError as err:
         raise _damaged(layer_id) from err
     states = States(array("Q", chunks), blocks)
-    if others != "[]":  # of versions that had no states of their own
-        pages = layers.pages_among(layer_id, others)
-        if len(pages) != len(json.loads(others)):
+    if old := json.loads(others):  # of versions that had no proof of states
+        pages = layers.pages_among(layer_id, old)
+        if len(pages) != len(old):
             raise _damaged(layer_id)
         older = array("Q", [page.chunk_index for page in pages])
         states = _seen_through([states, States(older, b"".join(page.states for page in pages))])

@@ -75,6 +75,7 @@ _PAGES: Final = (
     "SELECT key.layer_id, key.chunk_index, page.states, page.crcs, key.checksum"
     " FROM page AS key INDEXED BY page_states LEFT JOIN page ON page.rowid = key.rowid"
 )
+"""The index was proven with the layer, so a page that does not fit its entry is lost or old."""
 _PAGES_OF_CHUNK: Final = (
     _PAGES + " WHERE key.chunk_index = ? AND key.layer_id IN (SELECT value FROM json_each(?))"  # noqa: S608
 )
@@ -83,7 +84,6 @@ _PAGES_AMONG: Final = (
     " ORDER BY key.chunk_index"
 )
 _PAGES_FIRST: Final = _PAGES + " WHERE key.layer_id = ? ORDER BY key.chunk_index LIMIT ?"
-"""The index was proven with the layer, so a page that does not fit its entry is lost or old."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +166,10 @@ class Layers:
             for index in ("page_brief", "page_facts"):  # of versions 2 and 3
                 self.database.execute(f"DROP INDEX IF EXISTS {index}")
             if version in _UNSEALED:
-                add = "ALTER TABLE layer ADD COLUMN pages INTEGER NOT NULL DEFAULT 0"
-                self.database.execute(add)
-                self.database.execute(
-                    f"UPDATE layer SET pages = (SELECT coalesce(sum({_MARK}), 0)"  # noqa: S608
-                    " FROM page WHERE layer_id = layer.id)"
-                )
+                added = "pages INTEGER NOT NULL DEFAULT 0"
+                total = f"SELECT coalesce(sum({_MARK}), 0) FROM page WHERE layer_id = layer.id"  # noqa: S608
+                self.database.execute(f"ALTER TABLE layer ADD COLUMN {added}")
+                self.database.execute(f"UPDATE layer SET pages = ({total})")  # noqa: S608
             self.database.execute("UPDATE local_format SET version = ?", (FORMAT,))
         for statement in _SCHEMA.split(";\n"):
             self.database.execute(statement)
@@ -389,15 +387,12 @@ class Layers:
 
     def pages(self, layer_ids: Iterable[int], chunk_index: int) -> list[Page]:
         """Return the pages that the layers have for the chunk."""
-        rows = self.database.query(
-            _PAGES_OF_CHUNK,
-            (chunk_index, json.dumps(list(layer_ids))),
-        )
-        return _single(rows)
+        where = chunk_index, json.dumps(list(layer_ids))
+        return _single(self.database.query(_PAGES_OF_CHUNK, where))
 
-    def pages_among(self, layer_id: int, chunks: str) -> list[Page]:
-        """Return the pages that a layer has for chunks, a JSON list; ascending."""
-        return _single(self.database.query(_PAGES_AMONG, (layer_id, chunks)))
+    def pages_among(self, layer_id: int, chunks: Iterable[int]) -> list[Page]:
+        """Return the pages that a layer has for chunks; ascending."""
+        return _single(self.database.query(_PAGES_AMONG, (layer_id, json.dumps(list(chunks)))))
 
     def first_pages(self, layer_id: int, limit: int) -> list[Page]:
         """Return up to `limit` pages of the layer, ascending."""
@@ -497,3 +492,9 @@ def protect(database: Database, seal: Seal) -> None:
         database.execute(
             f"CREATE TEMP TRIGGER {name} AFTER {change} ON main.page BEGIN {updates} END"
         )
+    # A layer that lost pages takes their part of the sum along: what is left is as it was left.
+    database.execute(
+        "CREATE TEMP TRIGGER pages_lost AFTER DELETE ON main.layer WHEN OLD.pages <> 0 BEGIN"  # noqa: S608
+        f" UPDATE seal SET value = (value - OLD.pages * (OLD.id % {_WEIGHTS} + 1)) & {DIGEST_MASK}"
+        " WHERE name = 'page'; END"
+    )

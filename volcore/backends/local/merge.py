@@ -20,7 +20,6 @@ Invariants (docs/invariants.md):
    data was synced.
 """
 
-import json
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ class Merge:
         moves: list[Move] = []
         left_bytes = STEP_BYTES
         pages = self._rows.first_pages(source, STEP_CHUNKS)
-        chunks = json.dumps([page.chunk_index for page in pages])
+        chunks = [page.chunk_index for page in pages]
         targets = {page.chunk_index: page for page in self._rows.pages_among(target, chunks)}
         for page in pages:
             old = targets.get(page.chunk_index) or _blank_page(target, page.chunk_index)

@@ -18,14 +18,15 @@ from volcore.kernels import chunkmap, crc32c, mapscan
 from volcore.limits import CHUNK_BLOCKS
 
 CRCS_BYTES: Final = 4 * CHUNK_BLOCKS
-UNIFORM: Final = tuple(bytes([state]) * CHUNK_BLOCKS for state in range(chunkmap.ZERO + 1))
+_UNIFORM: Final = tuple(bytes([state]) * CHUNK_BLOCKS for state in range(chunkmap.ZERO + 1))
 """For each block state, the states of a chunk that has no other."""
 _NO_CRCS: Final = bytes(CRCS_BYTES)
-PROVEN_LENGTHS: Final = (13, 269)
-"""Of states that have a checksum of their own: of one kind, and mixed."""
+_PROOF_BYTES: Final = 4
 _HEAD: Final = struct.Struct("<QB")
 """Chunk and form, behind the checksum."""
-_PROOF_BYTES: Final = 4
+_HEAD_END: Final = _PROOF_BYTES + _HEAD.size
+PROVEN_LENGTHS: Final = (_HEAD_END, _HEAD_END + CHUNK_BLOCKS // 4)
+"""Of states that have a checksum of their own: of one kind, and mixed."""
 _KNOWN: Final = bytes(range(chunkmap.ZERO + 1))
 
 Row = tuple[int, int, bytes, bytes, int]
@@ -66,7 +67,7 @@ def decoded(layer_id: int, chunk_index: int, states: bytes, crcs: bytes, checksu
         elif len(states) == 1 and len(crcs) == CRCS_BYTES * (states[0] == chunkmap.DATA):
             if crcs:
                 found = _from_version_1(crcs)
-            page = Page(layer_id, chunk_index, UNIFORM[states[0]], found)
+            page = Page(layer_id, chunk_index, _UNIFORM[states[0]], found)
         else:
             unpacked = bytearray(CHUNK_BLOCKS)
             chunkmap.unpack(states, crcs, unpacked, found)
@@ -102,7 +103,7 @@ def _with_proof(layer_id: int, chunk_index: int, packed: bytes) -> bytes:
 def _without_proof(layer_id: int, chunk_index: int, proven: bytes) -> bytes:
     """Return the packed states of a row."""
     _, form = _HEAD.unpack_from(proven, _PROOF_BYTES)
-    packed = proven[_PROOF_BYTES + _HEAD.size :] or bytes([form])
+    packed = proven[_HEAD_END:] or bytes([form])
     if _with_proof(layer_id, chunk_index, packed) != proven:
         raise damaged(layer_id, chunk_index)
     return packed
